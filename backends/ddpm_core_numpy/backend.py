@@ -1,0 +1,141 @@
+"""What NumPy supplies: arrays, noise, and operations on maps with channels last.
+
+No gradients: NumPy samples and evaluates; torch and JAX train.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.lib.stride_tricks import as_strided
+
+from ddpm_core.backends import Backend
+from ddpm_core.nn import Ops
+
+Array = np.ndarray
+
+
+class NumPyOps(Ops):
+    """The UNet's operations on NumPy; maps are (B, H, W, C).
+
+    A convolution is one matrix product over patches; norms work image by image, which stays in
+    the processor's cache.
+    """
+
+    def pack(self, params: dict[str, Array]) -> dict[str, Array]:
+        """Convolutions (O, C, k, k) as (k, k, C, O), which are matrices (k k C, O) as they lie."""
+        return {
+            name: np.ascontiguousarray(p.transpose(2, 3, 1, 0)) if p.ndim == 4 else p
+            for name, p in params.items()
+        }
+
+    def enter(self, x: Array) -> Array:
+        return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+    def leave(self, h: Array) -> Array:
+        return np.ascontiguousarray(h.transpose(0, 3, 1, 2))
+
+    def conv2d(self, h: Array, weight: Array, bias: Array, stride: int = 1) -> Array:
+        k, _, channels, out_channels = weight.shape
+        batch, height, width, _ = h.shape
+        matrix = weight.reshape(-1, out_channels)
+        if k == 1:
+            out = h.reshape(-1, channels) @ matrix
+        else:
+            before = 1 if stride == 1 else 0
+            padded = np.zeros((batch, height + before + 1, width + before + 1, channels), h.dtype)
+            padded[:, before : before + height, before : before + width] = h
+            height, width = height // stride, width // stride
+            # Patches as runs of 3 C neighbouring numbers: three long copies a pixel, not nine.
+            b, y, x, c = padded.strides
+            patches = as_strided(
+                padded,
+                (batch, height, width, 3, 3 * channels),
+                (b, stride * y, stride * x, y, c),
+                writeable=False,
+            )
+            out = patches.reshape(-1, 9 * channels) @ matrix
+        out += bias
+        return out.reshape(batch, height, width, out_channels)
+
+    def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
+        return self._norm(h, weight, bias, groups, eps, silu=False)
+
+    def group_norm_silu(
+        self, h: Array, weight: Array, bias: Array, groups: int, eps: float
+    ) -> Array:
+        return self._norm(h, weight, bias, groups, eps, silu=True)
+
+    def _norm(
+        self, h: Array, weight: Array, bias: Array, groups: int, eps: float, silu: bool
+    ) -> Array:
+        _, height, width, channels = h.shape
+        each, pixels = channels // groups, height * width
+        out = np.empty_like(h)
+        scratch = np.empty((pixels, channels), h.dtype)
+        ones = np.full((1, pixels), 1 / pixels, h.dtype)  # means over pixels, as matrix products
+        for image, result in zip(h, out, strict=True):
+            r = result.reshape(pixels, channels)
+            mean = (ones @ image.reshape(pixels, channels)).reshape(groups, each).mean(axis=1)
+            np.subtract(image.reshape(pixels, channels), mean.repeat(each), out=r)
+            np.multiply(r, r, out=scratch)
+            var = (ones @ scratch).reshape(groups, each).mean(axis=1)
+            r *= (1 / np.sqrt(var + eps)).repeat(each).astype(h.dtype, copy=False) * weight
+            r += bias
+            if silu:
+                np.negative(r, out=scratch)
+                np.exp(scratch, out=scratch)
+                scratch += 1
+                r /= scratch
+        return out
+
+    def attention(self, q: Array, k: Array, v: Array) -> Array:
+        batch, height, width, channels = q.shape
+        q, k, v = (a.reshape(batch, height * width, channels) for a in (q, k, v))
+        out = np.empty_like(v)
+        for i in range(batch):
+            weights = q[i] @ k[i].T
+            weights *= 1 / math.sqrt(channels)
+            weights -= weights.max(axis=1, keepdims=True)
+            np.exp(weights, out=weights)
+            weights /= weights.sum(axis=1, keepdims=True)
+            np.matmul(weights, v[i], out=out[i])
+        return out.reshape(batch, height, width, channels)
+
+    def upsample(self, h: Array) -> Array:
+        return h.repeat(2, axis=1).repeat(2, axis=2)
+
+    def add_vector(self, h: Array, e: Array) -> Array:
+        return h + e[:, None, None, :]
+
+    def concat(self, h: Array, skip: Array) -> Array:
+        return np.concatenate([h, skip], axis=-1)
+
+
+class NumPy(Backend):
+    """NumPy, on the CPU.
+
+    device: only "cpu" or None
+    dtype: "float32" or "float64"
+    """
+
+    name = "numpy"
+
+    def __init__(self, device: Any = None, dtype: str = "float32") -> None:
+        if device not in (None, "cpu"):
+            raise ValueError(f"NumPy has no device {device!r}; it computes on the cpu")
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"the NumPy backend computes in float32 or float64, not {dtype}")
+        self.xp = np
+        self.device = "cpu"
+        self.dtype = np.dtype(dtype)
+        self.ops = NumPyOps()
+
+    def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
+        def normal(step: int, shape: tuple[int, ...]) -> Array:
+            return np.random.default_rng((seed, step)).standard_normal(shape, dtype=self.dtype)
+
+        return normal

@@ -1,0 +1,6 @@
+"""The PyTorch backend: arrays, noise, the UNet as a module, training."""
+
+from ddpm_core_torch.backend import Torch, TorchOps
+from ddpm_core_torch.unet import UNet
+
+__all__ = ["Torch", "TorchOps", "UNet"]

@@ -1,0 +1,89 @@
+"""What torch supplies: arrays, noise, fast operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.torch as xp
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_core.backends import Backend
+from ddpm_core.nn import Ops, UNetConfig
+
+
+class TorchOps(Ops):
+    """The UNet's operations on torch, differentiable; maps are (B, C, H, W).
+
+    Attention is two matrix products on the CPU, where they are faster backwards than the fused
+    kernel, and the fused kernel elsewhere.
+    """
+
+    def conv2d(self, h: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
+        if stride == 2:
+            return F.conv2d(F.pad(h, (0, 1, 0, 1)), weight, bias, stride=2)
+        return F.conv2d(h, weight, bias, padding=weight.shape[-1] // 2)
+
+    def group_norm(
+        self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        return F.group_norm(h, groups, weight, bias, eps)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        batch, channels, height, width = q.shape
+        q, k, v = (a.reshape(batch, channels, height * width) for a in (q, k, v))
+        if q.device.type == "cpu":
+            weights = torch.softmax(q.mT @ k * (1 / math.sqrt(channels)), dim=-1)
+            out = v @ weights.mT
+        else:
+            q, k, v = (a.mT.unsqueeze(1) for a in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
+        return out.reshape(batch, channels, height, width)
+
+    def upsample(self, h: Tensor) -> Tensor:
+        return F.interpolate(h, scale_factor=2.0, mode="nearest")
+
+
+class Torch(Backend):
+    """torch, on any of its devices.
+
+    device: "cpu", "cuda", ...; None is torch's default
+    dtype: "float32", "float64", "bfloat16"
+    """
+
+    name = "torch"
+
+    def __init__(self, device: Any = None, dtype: str = "float32") -> None:
+        self.xp = xp
+        self.device = torch.device(device) if device is not None else torch.get_default_device()
+        self.dtype = getattr(torch, dtype)
+        self.ops = TorchOps()
+
+    def to_numpy(self, x: Tensor) -> np.ndarray:
+        x = x.detach().cpu()
+        return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
+
+    def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Tensor]:
+        def normal(step: int, shape: tuple[int, ...]) -> Tensor:
+            generator = torch.Generator(self.device)
+            # A pure function of (seed, step): SplitMix64's odd constant spreads neighbouring steps.
+            generator.manual_seed((seed + step * 0x9E3779B97F4A7C15) % 2**63)
+            return torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
+
+        return normal
+
+    def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        return torch.compile(f)
+
+    def network(self, params: dict[str, Any], config: UNetConfig) -> Callable[..., Tensor]:
+        return torch.inference_mode()(super().network(params, config))

@@ -1,0 +1,213 @@
+"""Training a DDPM (Ho et al. 2020, Algorithm 1), with what their code adds to it.
+
+Every random choice is a function of (seed, step), so a run that was stopped and resumed is the
+run that was not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
+
+from ddpm_core.denoisers import Predictor
+from ddpm_core.losses import loss
+from ddpm_core.nn.checkpoints import read_tensors, write_whole
+from ddpm_core.nn.unet import UNetConfig
+from ddpm_core.parameterisations import NAMED
+from ddpm_core.schedules import Schedule, draw
+from ddpm_core_torch.unet import UNet
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. The defaults are those of Ho et al. 2020 on CIFAR-10, dropout aside.
+
+    ema: decay of the average of the weights; it rises to this as (1 + n) / (10 + n)
+    warmup: steps over which the learning rate rises to lr
+    clip: of the norm of the gradient
+    flip: mirror half of the images
+    drop_label: the share of labels left out, so that one network also samples without a class
+    bfloat16: autocast; the state and the loss stay in float32
+    """
+
+    batch: int = 128
+    lr: float = 2e-4
+    warmup: int = 5000
+    ema: float = 0.9999
+    clip: float = 1.0
+    dropout: float = 0.0
+    flip: bool = False
+    drop_label: float = 0.1
+    bfloat16: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        limits = {
+            "batch": self.batch >= 1,
+            "lr": self.lr > 0,
+            "warmup": self.warmup >= 0,
+            "ema": 0 <= self.ema < 1,
+            "clip": self.clip > 0,
+            "dropout": 0 <= self.dropout < 1,
+            "drop_label": 0 <= self.drop_label <= 1,
+        }
+        for name, good in limits.items():
+            if not good:
+                raise ValueError(f"{name} = {getattr(self, name)} is out of range")
+
+
+class Trainer:
+    """A network in training: `step` by `step`, `save` and `resume`.
+
+    images: (N, C, H, W) uint8; classes: (N,) integers, or None
+    """
+
+    def __init__(
+        self,
+        images: np.ndarray,
+        classes: np.ndarray | None,
+        config: UNetConfig,
+        schedule: Schedule,
+        predicts: str = "eps",
+        recipe: Recipe | None = None,
+        device: str = "cpu",
+    ) -> None:
+        self.recipe = Recipe() if recipe is None else recipe
+        if len(images) < self.recipe.batch:
+            raise ValueError(
+                f"{len(images)} images do not fill a batch of {self.recipe.batch}; pass a smaller "
+                f"batch"
+            )
+        self.images, self.classes = images, classes
+        self.schedule, self.device = schedule, torch.device(device)
+        net = UNet(config, dropout=self.recipe.dropout, seed=self.recipe.seed).to(self.device)
+        self.net = net
+        self.predict = Predictor(net, schedule, NAMED[predicts])
+        self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr)
+        self.average = AveragedModel(net, avg_fn=self._average, use_buffers=True)
+        self.done = 0
+
+    def _average(self, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+        decay = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
+        return torch.lerp(averaged, current, 1 - decay)
+
+    def step(self) -> float:
+        """One step of Adam on L_simple; returns the loss."""
+        recipe = self.recipe
+        x_0, y, u, eps = self._batch()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16):
+            cond: dict[str, Tensor] = {} if y is None else {"y": y}
+            value = loss(self.predict, x_0, eps, draw(self.schedule, u), **cond).mean()
+        for group in self.optimiser.param_groups:
+            group["lr"] = recipe.lr * min(1.0, (self.done + 1) / max(recipe.warmup, 1))
+        self.optimiser.zero_grad()
+        value.backward()
+        torch.nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
+        self.optimiser.step()
+        self.average.update_parameters(self.net)
+        self.done += 1
+        return float(value.detach())
+
+    def _batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
+        """The images, classes, uniform times and noise of the next step."""
+        recipe = self.recipe
+        per_epoch = len(self.images) // recipe.batch
+        epoch, place = divmod(self.done, per_epoch)
+        if getattr(self, "_epoch", None) != epoch:
+            self._epoch = epoch
+            self._order = np.random.default_rng((recipe.seed, epoch)).permutation(len(self.images))
+        index = self._order[place * recipe.batch : (place + 1) * recipe.batch]
+        rng = np.random.default_rng((recipe.seed, self.done, 1))
+        images = self.images[index]
+        if recipe.flip:
+            mirrored = rng.random(recipe.batch) < 0.5
+            images = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
+        x_0 = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).float() / 127.5 - 1
+        y = None
+        if self.classes is not None:
+            kept = rng.random(recipe.batch) >= recipe.drop_label
+            y = torch.from_numpy(np.where(kept, self.classes[index], -1)).to(self.device)
+        u = torch.from_numpy(rng.random(recipe.batch, dtype=np.float32)).to(self.device)
+        eps = rng.standard_normal(x_0.shape, dtype=np.float32)
+        return x_0, y, u, torch.from_numpy(eps).to(self.device)
+
+    def averaged(self) -> dict[str, np.ndarray]:
+        """The averaged weights, which are the ones to sample from, on the host."""
+        return _host(self.average.module.state_dict())
+
+    def save(self, path: str | Path) -> None:
+        """Writes all that `resume` needs: whole, or not at all."""
+        from safetensors.numpy import save
+
+        tensors = {f"net.{n}": t for n, t in _host(self.net.state_dict()).items()}
+        tensors |= {f"ema.{n}": t for n, t in self.averaged().items()}
+        names = [name for name, _ in self.net.named_parameters()]
+        for index, moments in self.optimiser.state_dict()["state"].items():
+            for part in ("exp_avg", "exp_avg_sq"):
+                tensors[f"{part}.{names[index]}"] = moments[part].cpu().numpy()
+        write_whole(path, save(tensors, metadata={"training": json.dumps(self._about())}))
+
+    def resume(self, path: str | Path) -> None:
+        """Goes on from a file of `save`. ValueError if it is of another network or recipe."""
+        tensors, metadata = read_tensors(path)
+        about = json.loads(metadata.get("training", "{}"))
+        done = about.pop("done", None)
+        now = {k: v for k, v in self._about().items() if k != "done"}
+        if done is None or about != json.loads(json.dumps(now)):
+            differ = sorted(k for k in now if about.get(k) != json.loads(json.dumps(now[k])))
+            raise ValueError(f"{path} is of a run with another {' and '.join(differ)}")
+        self._restore(tensors, done)
+
+    def _restore(self, tensors: Mapping[str, np.ndarray], done: int) -> None:
+        def part(prefix: str) -> dict[str, Tensor]:
+            found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+            return {n: torch.from_numpy(t.copy()) for n, t in found.items()}
+
+        self.net.load_state_dict(part("net."))
+        self.average.module.load_state_dict(part("ema."))
+        self.average.n_averaged.fill_(done)
+        first, second = part("exp_avg."), part("exp_avg_sq.")
+        state = self.optimiser.state_dict()
+        state["state"] = {
+            i: {
+                "step": torch.tensor(float(done)),
+                "exp_avg": first[name],
+                "exp_avg_sq": second[name],
+            }
+            for i, (name, _) in enumerate(self.net.named_parameters())
+        }
+        self.optimiser.load_state_dict(state)
+        self.done = done
+
+    def _about(self) -> dict[str, Any]:
+        return {
+            "done": self.done,
+            "recipe": dataclasses.asdict(self.recipe),
+            "config": dataclasses.asdict(self.net.config),
+            "predicts": self.predict.predicts.__name__,
+            "images": list(self.images.shape),
+        }
+
+
+def bfloat16_is_fast(device: str) -> bool:
+    """Whether autocast to bfloat16 pays: on CUDA, and on CPUs with matrix units (AMX).
+
+    On CPUs without them the float32 step was the faster one when measured.
+    """
+    if torch.device(device).type == "cuda":
+        return torch.cuda.is_bf16_supported()
+    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return torch.device(device).type == "cpu" and supported is not None and bool(supported())
+
+
+def _host(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
+    return {name: tensor.detach().cpu().numpy().copy() for name, tensor in state.items()}

@@ -1,0 +1,94 @@
+"""Backends: what an array library supplies beyond the standard.
+
+Mathematics needs none of this: it follows the arrays that it is given. A backend makes arrays,
+draws noise and runs the UNet; it is an object that is passed, never a global.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib.metadata import EntryPoint, entry_points
+from typing import Any, ClassVar
+
+import numpy as np
+
+from ddpm_core._typing import Array
+from ddpm_core.nn import Ops, UNetConfig, unet
+
+GROUP = "ddpm_core.backends"
+
+
+class Backend:
+    """What a backend supplies; a third party subclasses it and registers the entry point.
+
+    xp: the namespace of the Array API standard
+    device, dtype: of the arrays that it makes
+    ops: the operations of the UNet
+    """
+
+    name: ClassVar[str]
+    xp: Any
+    device: Any
+    dtype: Any
+    ops: Ops
+
+    def asarray(self, a: Any, dtype: Any = None) -> Array:
+        """Host data as an array of this library, device and dtype."""
+        dtype = self.dtype if dtype is None else dtype
+        return self.xp.asarray(a, dtype=dtype, device=self.device)
+
+    def to_numpy(self, x: Array) -> Array:
+        """An array of this library on the host."""
+        return np.asarray(x)
+
+    def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
+        """The library's own generator as (step, shape) -> standard normal.
+
+        Reproducible for one library, device and batch; `portable_noise` is for all of them.
+        """
+        raise NotImplementedError
+
+    def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled if this library does that."""
+        return f
+
+    def network(self, params: dict[str, Array], config: UNetConfig) -> Callable[..., Array]:
+        """The UNet on host parameters, as (x_t, timestep, y=None) -> output; packed once."""
+        packed = self.ops.pack({name: self.asarray(value) for name, value in params.items()})
+
+        def net(x: Array, timestep: Array, y: Array | None = None) -> Array:
+            return unet(packed, x, timestep, y, config=config, ops=self.ops)
+
+        return net
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(device={self.device!r}, dtype={self.dtype!r})"
+
+
+def backend(name: str, *, device: Any = None, dtype: str = "float32") -> Backend:
+    """The backend of a name: numpy, torch, or one registered by another package.
+
+    device: as the library names it; None is its default
+    dtype: "float32", "float64", or another name the library has
+
+    LookupError if there is none of that name, ImportError with the line that installs what it
+    needs if its library is missing.
+    """
+    found = discover()
+    if name not in found:
+        raise LookupError(
+            f"no backend {name!r} (registered: {', '.join(sorted(found))}); register one under the "
+            f"entry-point group {GROUP!r}, or pass the object"
+        )
+    try:
+        kind = found[name].load()
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"backend {name!r} needs {error.name}: pip install 'ddpm-core[{name}]'"
+        ) from None
+    return kind(device=device, dtype=dtype)
+
+
+def discover() -> dict[str, EntryPoint]:
+    """The registered backends, by name; nothing of them is imported."""
+    return {entry.name: entry for entry in entry_points(group=GROUP)}

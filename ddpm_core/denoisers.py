@@ -1,0 +1,116 @@
+"""Denoisers: callables (x_t, level) -> x_0, the one thing that samplers and losses ask for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from array_api_compat import (
+    array_namespace,
+    is_cupy_namespace,
+    is_dask_namespace,
+    is_numpy_namespace,
+)
+
+from ddpm_core._typing import Array
+from ddpm_core.levels import Level, device_of
+from ddpm_core.parameterisations import Parameterisation, determinant, eps, to_x0
+from ddpm_core.schedules import Discrete, Schedule
+
+
+class Denoiser(Protocol):
+    """E[x_0 | x_t], or an estimate of it."""
+
+    def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
+        """x_0 of shape (B, *D) from x_t of that shape, at a level of shape () or (B,).
+
+        cond: whatever the network is conditioned on, such as classes y
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Predictor:
+    """A network, the schedule it was trained on, and how its output is read.
+
+    The object that trains is the object that samples, so the two cannot disagree.
+
+    net: (x_t, timestep, **cond) -> (B, *D), or (B, 2 C, ...) if variance. timestep is (B,) in
+        float32, whatever x_t's dtype, since bfloat16 has no 999
+    schedule: gives the timestep. A `Discrete` one gives time - 1, as published checkpoints were
+        trained, and at least 0; a continuous one gives the time
+    predicts: what the output is; `eps` as in Ho et al. 2020 by default
+    variance: the network also returns the v of a learned variance (Nichol & Dhariwal 2021)
+
+    ValueError if the target says nothing of x_0 at the schedule's noisiest level.
+    """
+
+    net: Callable[..., Array]
+    schedule: Schedule
+    predicts: Parameterisation = eps
+    variance: bool = False
+
+    def __post_init__(self) -> None:
+        t = self.schedule(self.schedule.ends[1])
+        if determinant(self.predicts, t) == 0:
+            name = getattr(self.predicts, "__name__", repr(self.predicts))
+            raise ValueError(
+                f"a prediction of {name} says nothing of x_0 at the noisiest level of this "
+                f"schedule, where alpha = {t.alpha:g}; predict v or x0 there"
+            )
+
+    def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
+        return self.both(x_t, t, **cond)[0]
+
+    def both(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
+        """x_0, and the network's v of the variance, or None."""
+        y, v = self.output(x_t, t, **cond)
+        return to_x0(y, x_t, t, self.predicts), v
+
+    def output(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
+        """The network's own output y in x_t's dtype, and its v of the variance, or None."""
+        xp = array_namespace(x_t)
+        y = self.net(x_t, self.timestep(x_t, t), **cond)
+        channels = x_t.shape[1] if x_t.ndim > 1 else 1
+        expected = tuple(x_t.shape)
+        if self.variance:
+            expected = (expected[0], 2 * channels, *expected[2:])
+        if tuple(y.shape) != expected:
+            raise ValueError(
+                f"the network returned shape {tuple(y.shape)} for x_t of shape "
+                f"{tuple(x_t.shape)}; with variance={self.variance} it must return {expected}"
+            )
+        y = xp.astype(y, x_t.dtype, copy=False)
+        return (y[:, :channels, ...], y[:, channels:, ...]) if self.variance else (y, None)
+
+    def timestep(self, x_t: Array, t: Level) -> Array:
+        """What the network is told of the level: (B,), float32."""
+        xp = array_namespace(x_t)
+        shift = 1.0 if isinstance(self.schedule, Discrete) else 0.0
+        place = device_of(xp, x_t)
+        if isinstance(t.time, (int, float)):
+            label = max(t.time - shift, 0.0) if shift else t.time
+            return xp.full((x_t.shape[0],), label, dtype=xp.float32, **place)
+        time = xp.astype(xp.asarray(t.time, **place), xp.float32, copy=False)
+        if shift:
+            time = xp.maximum(time - shift, xp.zeros_like(time))
+        return xp.broadcast_to(xp.reshape(time, (-1,)), (x_t.shape[0],))
+
+
+def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+    """The denoiser with its x_0 clipped to the range of the data.
+
+    Samplers take eps from this x_0, so (x_0, eps) always explains x_t = α x_0 + σ eps. Where the
+    data fills [low, high], an exact denoiser is not changed by it.
+    """
+
+    def clipped(x_t: Array, t: Level, **cond: Any) -> Array:
+        x_0 = denoise(x_t, t, **cond)
+        xp = array_namespace(x_0)
+        # compat's clip synchronises on CuPy and goes through float64 on dask; theirs does not.
+        if is_numpy_namespace(xp) or is_cupy_namespace(xp) or is_dask_namespace(xp):
+            return x_0.clip(low, high)
+        return xp.clip(x_0, low, high)
+
+    return clipped

@@ -1,0 +1,123 @@
+"""The operations that a UNet is made of, on the bare Array API standard.
+
+This is the reference: correct on every array library and fast on none. A backend replaces what it
+does better, and keeps feature maps in the layout it likes: `enter` and `leave` are the doors.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from array_api_compat import array_namespace
+
+from ddpm_core._typing import Array
+from ddpm_core.levels import device_of
+
+
+class Ops:
+    """The reference operations. Feature maps are (B, C, H, W), vectors (B, C), weights as named.
+
+    Weights and biases may be what the backend's `pack` made of them.
+    """
+
+    def pack(self, params: dict[str, Array]) -> dict[str, Any]:
+        """The parameters in the form that these operations like best, prepared once."""
+        return params
+
+    def enter(self, x: Array) -> Array:
+        """(B, C, H, W) into the layout of the feature maps."""
+        return x
+
+    def leave(self, h: Array) -> Array:
+        """The layout of the feature maps back to (B, C, H, W)."""
+        return h
+
+    def conv2d(self, h: Array, weight: Array, bias: Array, stride: int = 1) -> Array:
+        """A convolution with output size H / stride, zero padding outside.
+
+        weight: (O, C, k, k), k = 1 or 3; bias: (O,)
+        stride: 2 pads on the right and at the bottom only, as TensorFlow's SAME does
+        """
+        xp = array_namespace(h)
+        k = weight.shape[2]
+        if k == 3:
+            h = _pad(xp, h, 1 if stride == 1 else 0, 1)
+        batch, channels, height, width = h.shape
+        height, width = (height - k) // stride + 1, (width - k) // stride + 1
+        out = xp.reshape(bias, (1, -1, 1))
+        for i in range(k):
+            for j in range(k):
+                tap = h[:, :, i : i + stride * height : stride, j : j + stride * width : stride]
+                tap = tap[:, :, :height, :width]
+                out = out + weight[:, :, i, j] @ xp.reshape(tap, (batch, channels, height * width))
+        return xp.reshape(out, (batch, -1, height, width))
+
+    def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
+        """Zero mean and unit variance per sample and group of channels (Wu & He 2018), then affine.
+
+        weight, bias: (C,)
+        """
+        xp = array_namespace(h)
+        grouped = xp.reshape(h, (h.shape[0], groups, -1))
+        mean = xp.mean(grouped, axis=-1, keepdims=True)
+        var = xp.mean((grouped - mean) ** 2, axis=-1, keepdims=True)
+        normed = xp.reshape((grouped - mean) / xp.sqrt(var + eps), h.shape)
+        return normed * xp.reshape(weight, (1, -1, 1, 1)) + xp.reshape(bias, (1, -1, 1, 1))
+
+    def group_norm_silu(
+        self, h: Array, weight: Array, bias: Array, groups: int, eps: float
+    ) -> Array:
+        """`group_norm`, then `silu`: one pass over memory where a backend can."""
+        return self.silu(self.group_norm(h, weight, bias, groups, eps))
+
+    def silu(self, x: Array) -> Array:
+        """X sigmoid(x), of a map or of a vector."""
+        xp = array_namespace(x)
+        return x / (1.0 + xp.exp(-x))
+
+    def linear(self, x: Array, weight: Array, bias: Array) -> Array:
+        """(B, C) to (B, O). weight: (O, C); bias: (O,)"""
+        xp = array_namespace(x)
+        return x @ xp.matrix_transpose(weight) + bias
+
+    def attention(self, q: Array, k: Array, v: Array) -> Array:
+        """Every pixel attends to every pixel, one head: softmax(q kᵀ / sqrt(C)) v. All maps."""
+        xp = array_namespace(q)
+        batch, channels, height, width = q.shape
+        q, k, v = (xp.reshape(a, (batch, channels, height * width)) for a in (q, k, v))
+        logits = xp.matrix_transpose(q) @ k * (1 / math.sqrt(channels))
+        weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
+        weights = weights / xp.sum(weights, axis=-1, keepdims=True)
+        return xp.reshape(v @ xp.matrix_transpose(weights), (batch, channels, height, width))
+
+    def upsample(self, h: Array) -> Array:
+        """Twice the height and width, nearest neighbour."""
+        xp = array_namespace(h)
+        batch, channels, height, width = h.shape
+        h = xp.reshape(h, (batch, channels, height, 1, width, 1))
+        h = xp.broadcast_to(h, (batch, channels, height, 2, width, 2))
+        return xp.reshape(h, (batch, channels, 2 * height, 2 * width))
+
+    def add_vector(self, h: Array, e: Array) -> Array:
+        """A vector (B, C) added to every pixel of a map."""
+        xp = array_namespace(h)
+        return h + xp.reshape(e, (*e.shape, 1, 1))
+
+    def concat(self, h: Array, skip: Array) -> Array:
+        """Two maps, their channels one after the other."""
+        return array_namespace(h).concat([h, skip], axis=1)
+
+
+def _pad(xp: Any, h: Array, before: int, after: int) -> Array:
+    """Zeros around height and width; the standard has no pad."""
+    for axis in (2, 3):
+        parts = [h]
+        for where, count in ((0, before), (1, after)):
+            if count:
+                shape = list(h.shape)
+                shape[axis] = count
+                zeros = xp.zeros(tuple(shape), dtype=h.dtype, **device_of(xp, h))
+                parts = [*parts, zeros] if where else [zeros, *parts]
+        h = xp.concat(parts, axis=axis)
+    return h

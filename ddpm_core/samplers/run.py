@@ -1,0 +1,121 @@
+"""Loops that execute samplers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple, TypeAlias, TypeVar
+
+from array_api_compat import array_namespace
+
+from ddpm_core._typing import Array
+from ddpm_core.denoisers import Denoiser
+from ddpm_core.gaussians import sample as sample_gaussian
+from ddpm_core.levels import Level, level_at
+from ddpm_core.reverse import Reverse
+from ddpm_core.samplers.table import Row, Sampler, advance
+
+T = TypeVar("T")
+
+#: (step, shape) -> standard normal. Steps count from 1; step 0 is the caller's, for x.
+Noise: TypeAlias = Callable[[int, tuple[int, ...]], Array]
+
+
+class Step(NamedTuple):
+    """Where a trajectory stands after a row.
+
+    number: of the row, from 1
+    level: that x is at; of a solver with several rows a step, near it
+    x: (B, *D)
+    x_0: (B, *D), what the denoiser said
+    """
+
+    number: int
+    level: Level
+    x: Array
+    x_0: Array
+
+
+def trajectory(
+    denoise: Denoiser,
+    sampler: Sampler,
+    x: Array,
+    noise: Noise | None = None,
+    *,
+    progress: Callable[[list[Row]], Iterable[Row]] = iter,
+    **cond: Any,
+) -> Iterator[Step]:
+    """The steps of `sample`, one by one: for pictures of the process, or to stop early.
+
+    >>> from ddpm_core import DatasetOracle, ddim, linear
+    >>> import numpy as np
+    >>> steps = trajectory(DatasetOracle(np.eye(2)), ddim(linear(), 3), np.ones((1, 2)))
+    >>> [round(float(step.level.sigma), 3) for step in steps]
+    [0.994, 0.825, 0.0]
+    """
+    check_start(x)
+    state = sampler.start(x)
+    for i, row in enumerate(progress(sampler.rows()), start=1):
+        x_0 = denoise(state.point, row.level, **cond)
+        z = None
+        if row.point[-1] != 0 or row.anchor[-1] != 0:
+            if noise is None:
+                raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise")
+            z = noise(i, tuple(x.shape))
+        state = advance(row, state, x_0, z)
+        level = Level(*(float(field[i]) for field in sampler.levels))
+        yield Step(i, level, state.point, x_0)
+
+
+def sample(
+    denoise: Denoiser,
+    sampler: Sampler,
+    x: Array,
+    noise: Noise | None = None,
+    *,
+    progress: Callable[[list[Row]], Iterable[Row]] = iter,
+    **cond: Any,
+) -> Array:
+    """A sample of the data: (B, *D), where the sampler ends.
+
+    x: (B, *D), standard normal, or a draw of q at the sampler's first level
+    noise: (step, shape) -> standard normal, for samplers that take noise; called with steps from 1
+    progress: wraps the rows, as a progress bar does
+    cond: passed to the denoiser, such as y
+
+    The result has the library, device and dtype of x, and x is not changed.
+    """
+    for step in trajectory(denoise, sampler, x, noise, progress=progress, **cond):
+        x = step.x
+    return x
+
+
+def sample_kernel(
+    reverse: Reverse,
+    levels: Level,
+    x: Array,
+    noise: Noise,
+    *,
+    progress: Callable[[list[int]], Iterable[int]] = iter,
+    **cond: Any,
+) -> Array:
+    """Algorithm 2 of Ho et al. 2020 for any reverse kernel, such as one with a learned variance.
+
+    levels: (n + 1,) of the host, the noisiest first, as `levels_of` makes them
+    x, noise, cond: as of `sample`
+
+    The step into clean data takes the mean.
+    """
+    check_start(x)
+    last = len(levels.sigma) - 1
+    pairs = [Level(*(float(field) for field in level_at(levels, i))) for i in range(last + 1)]
+    for i in progress(list(range(1, last + 1))):
+        t, s = pairs[i - 1], pairs[i]
+        step = reverse(x, t, s, **cond)
+        x = sample_gaussian(step, noise(i, tuple(x.shape))) if s.sigma > 0 else step.mean
+    return x
+
+
+def check_start(x: Array) -> None:
+    xp = array_namespace(x)
+    if not xp.isdtype(x.dtype, ("real floating", "complex floating")):
+        raise TypeError(f"x has dtype {x.dtype}: sampling needs floating point, e.g. float32")

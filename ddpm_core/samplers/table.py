@@ -1,0 +1,215 @@
+"""A sampler is a table of numbers.
+
+Every solver of the field is linear in the state, the network's outputs and fresh noise. So a
+sampler is a float64 table that is made on the host, once, from its paper's coefficients; what
+executes it (`advance`) knows nothing of any paper.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from array_api_compat import array_namespace, is_jax_namespace
+
+from ddpm_core._typing import Array, Scalar
+from ddpm_core.grids import Grid, trailing
+from ddpm_core.levels import Level, combine, level_at, widen
+from ddpm_core.parameterisations import Parameterisation, reading, x0
+from ddpm_core.schedules import Schedule
+
+
+class State(NamedTuple):
+    """What a sampler carries from row to row.
+
+    point: (B, *D), where the network looks next, and the sample after the last row
+    anchor: (B, *D), where a multi-stage step began
+    memory: the last K - 1 readings, the newest first
+    """
+
+    point: Array
+    anchor: Array
+    memory: tuple[Array, ...]
+
+
+class Row(NamedTuple):
+    """One network call of a sampler and what is done with it.
+
+    m_0 <- u point + v y,   y the network's output at `level`
+    point, anchor <- linear combinations of (point, anchor, m_0 .. m_{K-1}, z)
+
+    The numbers are Python floats (`Sampler.rows`), arrays with a leading axis of steps
+    (`Sampler.rows_as`), or arrays (B,) with each sample at its own step.
+    """
+
+    level: Level
+    read: tuple[Scalar, ...]  #: (u, v)
+    point: tuple[Scalar, ...]  #: K + 3 coefficients
+    anchor: tuple[Scalar, ...]  #: K + 3 coefficients
+
+
+@dataclass(frozen=True, eq=False)
+class Sampler:
+    """A solver on a grid of levels, as float64 arrays of the host.
+
+    name: of the solver
+    levels: (n + 1,); row i looks at levels[i], where sigma > 0, and the sample is at levels[n]
+    read: (n, 2), how a network's output becomes a reading; (0, 1) takes x_0 as it comes
+    point, anchor: (n, K + 3), over (point, anchor, m_0 .. m_{K-1}, z)
+    """
+
+    name: str
+    levels: Level
+    read: Array
+    point: Array
+    anchor: Array
+
+    def __post_init__(self) -> None:
+        n = len(self.read)
+        shapes = {"levels": (n + 1,), "read": (n, 2), "point": (n, self.point.shape[-1])}
+        shapes["anchor"] = shapes["point"]
+        for name, shape in shapes.items():
+            value = self.levels.sigma if name == "levels" else getattr(self, name)
+            if value.shape != shape:
+                raise ValueError(f"{name} has shape {value.shape}, but {n} rows need {shape}")
+        if self.point.shape[-1] < 4:
+            raise ValueError("a row combines at least (point, anchor, m_0, z)")
+        if not np.all(self.levels.sigma[:-1] > 0):
+            raise ValueError(
+                "only the last level may be clean data: nothing is read where sigma = 0"
+            )
+
+    @property
+    def nfe(self) -> int:
+        """The number of network calls."""
+        return len(self.read)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any row takes noise."""
+        return bool(np.any(self.point[:, -1]) or np.any(self.anchor[:, -1]))
+
+    def start(self, x: Array) -> State:
+        """The state at levels[0], where x is a draw of q(x_t), or noise if that is near enough."""
+        # Zeros, not empty: a row multiplies what is not there yet by 0, and 0 times inf is not 0.
+        nothing = 0.0 * x
+        return State(x, x, (nothing,) * (self.point.shape[-1] - 4))
+
+    def rows(self) -> list[Row]:
+        """The table as Python floats: for loops on the host, where nothing is uploaded."""
+        return [
+            Row(
+                Level(*(float(field[i]) for field in self.levels)),
+                *(tuple(table[i].tolist()) for table in (self.read, self.point, self.anchor)),
+            )
+            for i in range(self.nfe)
+        ]
+
+    def rows_as(self, xp: Any, dtype: Any, device: Any = None) -> Row:
+        """The table as arrays whose first axis is the row: for `lax.scan`, CUDA graphs, export."""
+        place = {} if device is None or is_jax_namespace(xp) else {"device": device}
+
+        def array(column: Array) -> Array:
+            return xp.asarray(column.tolist(), dtype=dtype, **place)
+
+        return Row(
+            Level(*(array(field[:-1]) for field in self.levels)),
+            *(tuple(array(c) for c in table.T) for table in (self.read, self.point, self.anchor)),
+        )
+
+    def given(self, predicts: Parameterisation) -> Sampler:
+        """The same sampler for the raw output of a network that predicts this target.
+
+        For a loop of your own; `sample` with a `Predictor` needs no such step.
+        """
+        t = level_at(self.levels, slice(None, -1))
+        on_x_t, on_y = reading(predicts, x0, t)
+        u, v = self.read[:, 0], self.read[:, 1]
+        return dataclasses.replace(self, read=np.stack([u + v * on_x_t, v * on_y], axis=-1))
+
+
+def advance(row: Row, state: State, y: Array, z: Array | None = None) -> State:
+    """The state after a row. Pure: traces under jit, and changes none of its arguments.
+
+    row: of the sampler; Python floats, arrays (), or arrays (B,)
+    y: (B, *D), the network's output at (state.point, row.level)
+    z: (B, *D), fresh standard normal, where the row takes noise
+
+    Half-precision states are combined in float32 and cast back.
+    """
+    xp = array_namespace(state.point)
+    dtype = state.point.dtype
+    point, anchor, y, *memory = (
+        widen(xp, a) for a in (state.point, state.anchor, y, *state.memory)
+    )
+    m_0 = combine((row.read[0], point), (row.read[1], y))
+    terms = [point, anchor, m_0, *memory]
+    if z is None:
+        for c in (row.point[-1], row.anchor[-1]):
+            if isinstance(c, (int, float)) and c != 0:
+                raise ValueError("this row takes noise: pass z, or noise to sample")
+    else:
+        terms.append(widen(xp, z))
+
+    def combined(coefficients: tuple[Scalar, ...]) -> Array:
+        return xp.astype(combine(*zip(coefficients, terms, strict=False)), dtype, copy=False)
+
+    kept = (xp.astype(m_0, dtype, copy=False), *state.memory)[: len(state.memory)]
+    return State(combined(row.point), combined(row.anchor), kept)
+
+
+def levels_of(schedule: Schedule, steps: int, grid: Grid = trailing, times: Any = None) -> Level:
+    """The levels (steps + 1,) of a sampler, the noisiest first.
+
+    grid: a function of `grids`, used where times is None
+    times: steps + 1 times of the schedule, strictly falling
+    """
+    if steps < 1 or int(steps) != steps:
+        raise ValueError(f"steps must be an integer of at least 1, but is {steps}")
+    if times is None:
+        times = grid(schedule, steps)
+    times = np.asarray(times, dtype=np.float64)
+    if times.shape != (steps + 1,):
+        raise ValueError(
+            f"steps = {steps} needs {steps + 1} times, the last where the sample ends, but times "
+            f"has shape {times.shape}"
+        )
+    levels = schedule(times)
+    fall = np.diff(levels.logsnr) > 0
+    if not fall.all():
+        i = int(np.argmin(fall)) + 1
+        raise ValueError(
+            f"times must fall, but times[{i}] = {times[i]:g} is not cleaner than "
+            f"times[{i - 1}] = {times[i - 1]:g}"
+        )
+    return levels
+
+
+def table(
+    name: str,
+    levels: Level,
+    *,
+    point: dict[str, Array],
+    anchor: dict[str, Array] | None = None,
+    read: tuple[Array, Array] | None = None,
+) -> Sampler:
+    """A sampler from named columns: "x", "anchor", "m0", "m1", ..., "z"; the rest is 0.
+
+    Each column is (n,) or a number. The anchor stays what it is unless columns are given for it;
+    a reading is x_0 unless (u, v) are given.
+    """
+    n = len(levels.sigma) - 1
+    anchor = {"anchor": np.ones(n)} if anchor is None else anchor
+    names = {*point, *anchor}
+    memory = [f"m{k}" for k in range(max([0, *(int(c[1:]) for c in names if c[0] == "m")]) + 1)]
+    order = ["x", "anchor", *memory, "z"]
+
+    def stack(columns: dict[str, Array]) -> Array:
+        return np.stack(
+            [np.broadcast_to(np.asarray(columns.get(c, 0.0), np.float64), (n,)) for c in order], -1
+        )
+
+    u, v = (np.zeros(n), np.ones(n)) if read is None else read
+    return Sampler(name, levels, np.stack([u, v], axis=-1), stack(point), stack(anchor))
