@@ -14,7 +14,7 @@ from array_api_compat import (
 )
 
 from ddpm_core._typing import Array
-from ddpm_core.levels import Level, device_of
+from ddpm_core.levels import Level, astype, device_of
 from ddpm_core.parameterisations import Parameterisation, determinant, eps, to_x0
 from ddpm_core.schedules import Discrete, Schedule
 
@@ -81,7 +81,7 @@ class Predictor:
                 f"the network returned shape {tuple(y.shape)} for x_t of shape "
                 f"{tuple(x_t.shape)}; with variance={self.variance} it must return {expected}"
             )
-        y = xp.astype(y, x_t.dtype, copy=False)
+        y = astype(xp, y, x_t.dtype)
         return (y[:, :channels, ...], y[:, channels:, ...]) if self.variance else (y, None)
 
     def timestep(self, x_t: Array, t: Level) -> Array:
@@ -92,7 +92,7 @@ class Predictor:
         if isinstance(t.time, (int, float)):
             label = max(t.time - shift, 0.0) if shift else t.time
             return xp.full((x_t.shape[0],), label, dtype=xp.float32, **place)
-        time = xp.astype(xp.asarray(t.time, **place), xp.float32, copy=False)
+        time = xp.asarray(t.time, dtype=xp.float32, **place)
         if shift:
             time = xp.maximum(time - shift, xp.zeros_like(time))
         return xp.broadcast_to(xp.reshape(time, (-1,)), (x_t.shape[0],))

@@ -50,7 +50,7 @@ def kl(q: Gaussian, p: Gaussian) -> Array:
 def sum_of_sample(x: Array) -> Array:
     """The sum over every axis but the first: (B, *D) -> (B,)."""
     xp = array_namespace(x)
-    return xp.sum(x, axis=tuple(range(1, x.ndim)), dtype=x.dtype) if x.ndim > 1 else x
+    return xp.sum(x, axis=tuple(range(1, x.ndim))) if x.ndim > 1 else x
 
 
 def mean_of_sample(x: Array) -> Array:

@@ -82,7 +82,7 @@ def fit(c: Scalar, x: Array) -> Scalar:
         c = xp.asarray(c, dtype=x.dtype, **device_of(xp, x))
     else:
         xp = same_library(c=c, x=x)
-        c = xp.astype(c, x.dtype, copy=False)
+        c = astype(xp, c, x.dtype)
     if c.ndim in (0, x.ndim) and c.ndim != 1:
         return c
     if c.ndim != 1 or (x.ndim > 0 and c.shape[0] not in (1, x.shape[0])):
@@ -187,6 +187,11 @@ def check_pair(**arrays: Array) -> Any:
                 f"{name} has dtype {a.dtype} but {first} has dtype {x.dtype}: cast one of them"
             )
     return xp
+
+
+def astype(xp: Any, x: Array, dtype: Any) -> Array:
+    """x in a dtype; itself, if that is its own."""
+    return x if x.dtype == dtype else xp.astype(x, dtype)  # MLX's has no copy=False
 
 
 def widen(xp: Any, x: Array) -> Array:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.denoisers import Denoiser, Predictor
 from ddpm_core.gaussians import mean_of_sample
-from ddpm_core.levels import Level, check_pair, exp, fit, minimum, widen
+from ddpm_core.levels import Level, astype, check_pair, exp, fit, minimum, widen
 from ddpm_core.parameterisations import Parameterisation, determinant, target, x0
 from ddpm_core.process import q_sample
 
@@ -78,4 +78,4 @@ def loss(
     scale = weight(t) * (t.sigma / determinant(predicts, t)) ** 2
     error = widen(xp, target(x_0, eps, t, predicts) - y)
     squared = mean_of_sample(error**2)
-    return xp.astype(fit(scale, squared) * squared, x_0.dtype, copy=False)
+    return astype(xp, fit(scale, squared) * squared, x_0.dtype)

@@ -18,6 +18,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace, is_numpy_namespace
 
 from ddpm_core._typing import Array
+from ddpm_core.levels import astype
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA
@@ -53,7 +54,7 @@ def portable_noise(
     xp = array_namespace(xp.zeros(1)) if not hasattr(xp, "__array_api_version__") else xp
     place = {} if device is None or is_jax_namespace(xp) else {"device": device}
     dtype = xp.float32 if dtype is None else dtype
-    tables = [xp.asarray(t, **place) for t in normal_tables()]
+    tables = [xp.asarray(t.copy(), **place) for t in normal_tables()]
 
     def noise(step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
         batch = shape[0]
@@ -67,7 +68,7 @@ def portable_noise(
         counter = xp.reshape(xp.arange(half, dtype=xp.int32, **place), (1, -1)) + ids * 0
         words = threefry(*key, counter, counter * 0 + step)
         z = xp.concat([_normal(xp, tables, word) for word in words], axis=1)
-        return xp.astype(xp.reshape(z[:, :elements], shape), dtype, copy=False)
+        return astype(xp, xp.reshape(z[:, :elements], shape), dtype)
 
     return noise
 

@@ -105,24 +105,30 @@ class GaussianOracle:
         alpha_t, sigma_t, c = self._at(t, x_t)
         alpha_s, sigma_s, _ = self._at(s, x_t)
         ratio = (alpha_s**2 * c + sigma_s**2) / (alpha_t**2 * c + sigma_t**2)
-        added = tau(t, s) if isinstance(t.logsnr, float) else fit(tau(t, s), x_t)
+        added = self._along(tau(t, s), x_t)
         gain, var = alpha_t / alpha_s * ratio, added * sigma_t**2 * ratio
-        return _scaled(alpha_s, self.mean, x_t), _up(gain, x_t), _up(var, x_t)
+        return self._shift(x_t, alpha_s), _up(gain, x_t), _up(var, x_t)
 
     def _at(self, t: Level, x: Array) -> tuple[Scalar, Scalar, Array]:
         """α, σ and the variances: on the host if the level is there, else beside x."""
-        host = isinstance(t.alpha, (int, float))
-        alpha, sigma = (t.alpha, t.sigma) if host else (fit(t.alpha, x), fit(t.sigma, x))
-        c = self.variances[None, ...] if self.basis is None else self.variances[None, :]
-        if self.basis is not None and not host and alpha.ndim:
-            xp = array_namespace(x)
-            alpha, sigma = xp.reshape(alpha, (-1, 1)), xp.reshape(sigma, (-1, 1))
-        return alpha, sigma, c if host else _up(c, x)
+        alpha, sigma, c = self._along(t.alpha, x), self._along(t.sigma, x), self.variances[None, ...]
+        return alpha, sigma, c if isinstance(alpha, float) else _up(c, x)
+
+    def _along(self, c: Scalar, x: Array) -> Scalar:
+        """A coefficient, ready to multiply what is along the basis: (B, *D), or (B, D)."""
+        c = fit(c, x)
+        if self.basis is None or isinstance(c, float) or not c.ndim:
+            return c
+        return array_namespace(x).reshape(c, (-1, 1))
 
     def _centred(self, x: Array, alpha: Scalar) -> Array:
+        return x - self._shift(x, alpha)
+
+    def _shift(self, x: Array, alpha: Scalar) -> Array:
+        """Alpha m, where x is. Along a basis α is (B, 1), and m is not."""
         if not isinstance(alpha, (int, float)) and alpha.ndim:
             alpha = array_namespace(x).reshape(alpha, (-1,) + (1,) * (x.ndim - 1))
-        return x - _scaled(alpha, self.mean, x)
+        return _scaled(alpha, self.mean, x)
 
     def _apply(self, gain: Array, centred: Array) -> Array:
         return self._from_basis(_up(gain, centred) * self._to_basis(centred), centred.shape)

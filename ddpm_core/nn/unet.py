@@ -15,7 +15,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ddpm_core._typing import Array
-from ddpm_core.levels import device_of
+from ddpm_core.levels import astype, device_of
 from ddpm_core.nn.ops import Ops
 
 
@@ -230,7 +230,7 @@ def _sinusoids(timestep: Array, width: int, x: Array) -> Array:
     steps = np.arange(half) / max(half - 1, 1)
     rates = xp.asarray((10000.0**-steps).tolist(), dtype=dtype, **device_of(xp, x))
     angles = xp.reshape(xp.astype(timestep, dtype), (-1, 1)) * xp.reshape(rates, (1, -1))
-    return xp.astype(xp.concat([xp.sin(angles), xp.cos(angles)], axis=-1), x.dtype, copy=False)
+    return astype(xp, xp.concat([xp.sin(angles), xp.cos(angles)], axis=-1), x.dtype)
 
 
 def _class_vectors(table: Array, y: Array) -> Array:

@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, is_jax_namespace
 
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.grids import Grid, trailing
-from ddpm_core.levels import Level, combine, level_at, widen
+from ddpm_core.levels import Level, astype, combine, level_at, widen
 from ddpm_core.parameterisations import Parameterisation, reading, x0
 from ddpm_core.schedules import Schedule
 
@@ -154,9 +154,9 @@ def advance(row: Row, state: State, y: Array, z: Array | None = None) -> State:
         terms.append(widen(xp, z))
 
     def combined(coefficients: tuple[Scalar, ...]) -> Array:
-        return xp.astype(combine(*zip(coefficients, terms, strict=False)), dtype, copy=False)
+        return astype(xp, combine(*zip(coefficients, terms, strict=False)), dtype)
 
-    kept = (xp.astype(m_0, dtype, copy=False), *state.memory)[: len(state.memory)]
+    kept = (astype(xp, m_0, dtype), *state.memory)[: len(state.memory)]
     return State(combined(row.point), combined(row.anchor), kept)
 
 

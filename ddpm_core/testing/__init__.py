@@ -1,0 +1,8 @@
+"""Checks of diffusion mathematics, for your own code: laws that must hold, and what fails if not.
+
+`strategies` has the hypothesis strategies behind them, and needs hypothesis; the checks do not.
+"""
+
+from ddpm_core.testing.schedules import check_schedule
+
+__all__ = ["check_schedule"]

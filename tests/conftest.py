@@ -1,0 +1,141 @@
+"""The lanes: array libraries that the tests run on, as the fixture `lib`.
+
+    pytest --lanes=numpy,strict          some lanes; all by default
+    pytest --require-lanes=torch,jax     of these, one that cannot be imported fails and is not
+                                         skipped; also DDPM_REQUIRE_LANES. "all" is every lane
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+from ddpm_core import Level
+
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("dev", deadline=None)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+#: The module of each lane. What each alone can catch:
+LANES = {
+    "numpy": "array_api_compat.numpy",  # its arrays are read-only: a write in place
+    "strict": "array_api_strict",  # what the standard does not promise
+    "strict-device1": "array_api_strict",  # an array made without device=
+    "torch": "array_api_compat.torch",
+    "torch-meta": "array_api_compat.torch",  # no values: any look at them
+    "jax": "jax.numpy",  # any Python branch on values, under jit
+    "dask": "array_api_compat.dask.array",  # any computation that is not lazy
+    "mlx": "mlx.core",  # whatever needs __array_api_version__ or x.device
+}
+
+
+@dataclass(frozen=True)
+class Lib:
+    """An array library, as a test sees it."""
+
+    name: str
+    xp: Any
+    kw: dict[str, Any] = field(default_factory=dict)  #: the device= of new arrays
+
+    @property
+    def device(self) -> Any:
+        return self.kw.get("device")
+
+    @property
+    def has_values(self) -> bool:
+        return self.name != "torch-meta"
+
+    def asarray(self, a: Any, dtype: Any = None) -> Any:
+        """A fresh array of this library. Its dtype is that of the NumPy array, or dtype."""
+        a = np.array(a)
+        if dtype is None:
+            dtype = getattr(self.xp, a.dtype.name)
+        if self.name == "dask":  # in two chunks, so that a batch is never one block
+            chunks = (2,) * min(a.ndim, 1) + (-1,) * max(a.ndim - 1, 0)
+            return self.xp.asarray(a.astype(dtype), chunks=chunks)
+        x = self.xp.asarray(a, dtype=dtype, **self.kw)
+        if self.name == "numpy":
+            x.flags.writeable = False
+        return x
+
+    def level(self, level: Level, dtype: Any = None) -> Level:
+        """A level of the host as arrays of this library."""
+        return Level(*(self.asarray(np.asarray(value), dtype) for value in level))
+
+    def to_numpy(self, x: Any) -> np.ndarray:
+        """The values of an array of this library; bfloat16 comes as float32."""
+        if self.name.startswith("strict"):
+            x = self.xp.asarray(x, device=self.xp.Device("CPU_DEVICE"))
+        if str(x.dtype).endswith("bfloat16"):
+            x = x.astype(self.xp.float32) if self.name in ("jax", "mlx") else x.float()
+        return np.asarray(x)
+
+    def float32(self) -> AbstractContextManager[Any]:
+        return nullcontext()
+
+    def float64(self) -> AbstractContextManager[Any]:
+        """Where this library has float64."""
+        if self.name == "jax":
+            return importlib.import_module("jax").enable_x64(True)
+        return nullcontext()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--lanes", default="all", help=f"of {','.join(LANES)}; default: all")
+    parser.addoption(
+        "--require-lanes",
+        default=os.environ.get("DDPM_REQUIRE_LANES", ""),
+        help="lanes that must import; default: $DDPM_REQUIRE_LANES, or none",
+    )
+
+
+def lanes_of(config: pytest.Config, option: str) -> list[str]:
+    names = [name for name in config.getoption(option).split(",") if name]
+    if names == ["all"]:
+        return list(LANES)
+    if unknown := [name for name in names if name not in LANES]:
+        raise pytest.UsageError(f"{option}: no lane {', '.join(unknown)} among {', '.join(LANES)}")
+    return names
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for option in ("--lanes", "--require-lanes"):
+        lanes_of(config, option)
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "lib" in metafunc.fixturenames:
+        metafunc.parametrize("lib", lanes_of(metafunc.config, "--lanes"), indirect=True)
+
+
+@pytest.fixture
+def lib(request: pytest.FixtureRequest) -> Iterator[Lib]:
+    """The library of a lane; functions that the test module tags as lazy run lazily on it."""
+    name = request.param
+    try:
+        xp = importlib.import_module(LANES[name])
+    except ImportError as error:
+        if name in lanes_of(request.config, "--require-lanes"):
+            pytest.fail(f"lane {name} is required: {error}", pytrace=False)
+        pytest.skip(f"lane {name}: {error}")
+    if name in ("jax", "dask"):
+        from array_api_extra.testing import patch_lazy_xp_functions
+
+        with patch_lazy_xp_functions(request, xp=xp):
+            yield Lib(name, xp)
+    elif name.startswith("strict"):
+        xp.set_array_api_strict_flags(
+            api_version="2024.12", boolean_indexing=False, data_dependent_shapes=False
+        )
+        yield Lib(name, xp, {"device": xp.Device("device1")} if name == "strict-device1" else {})
+        xp.reset_array_api_strict_flags()
+    else:
+        yield Lib(name, xp, {"device": "meta"} if name == "torch-meta" else {})
