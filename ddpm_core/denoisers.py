@@ -14,7 +14,7 @@ from array_api_compat import (
 )
 
 from ddpm_core._typing import Array
-from ddpm_core.levels import Level, astype, device_of
+from ddpm_core.levels import Level, astype, device_of, same_library
 from ddpm_core.parameterisations import Parameterisation, determinant, eps, to_x0
 from ddpm_core.schedules import Discrete, Schedule
 
@@ -70,8 +70,8 @@ class Predictor:
 
     def output(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         """The network's own output y in x_t's dtype, and its v of the variance, or None."""
-        xp = array_namespace(x_t)
         y = self.net(x_t, self.timestep(x_t, t), **cond)
+        xp = same_library(x_t=x_t, y=y)
         channels = x_t.shape[1] if x_t.ndim > 1 else 1
         expected = tuple(x_t.shape)
         if self.variance:

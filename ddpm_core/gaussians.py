@@ -8,7 +8,7 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from ddpm_core._typing import Array, Scalar
-from ddpm_core.levels import fit, log, sqrt
+from ddpm_core.levels import fit, log, same_library, sqrt
 
 
 class Gaussian(NamedTuple):
@@ -24,6 +24,7 @@ class Gaussian(NamedTuple):
 
 def sample(gaussian: Gaussian, z: Array) -> Array:
     """Mean + sqrt(var) z: a draw, for z standard normal of mean's shape."""
+    same_library(mean=gaussian.mean, z=z)
     return gaussian.mean + fit(sqrt(gaussian.var), gaussian.mean) * z
 
 
@@ -32,6 +33,7 @@ def log_prob(gaussian: Gaussian, x: Array) -> Array:
 
     x: (B, *D)
     """
+    same_library(mean=gaussian.mean, x=x)
     var = fit(gaussian.var, x)
     return sum_of_sample(-0.5 * ((x - gaussian.mean) ** 2 / var + log(var) + math.log(2 * math.pi)))
 
@@ -41,6 +43,7 @@ def kl(q: Gaussian, p: Gaussian) -> Array:
 
     Never negative, and 0 only where q = p.
     """
+    same_library(q=q.mean, p=p.mean)
     x = q.mean
     v_q, v_p = fit(q.var, x), fit(p.var, x)
     difference = (x - p.mean) ** 2 / v_p

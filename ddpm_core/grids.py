@@ -28,10 +28,12 @@ def trailing(schedule: Schedule, steps: int) -> Array:
     """
     clean, noisiest = schedule.ends
     left = np.arange(steps, -1, -1, dtype=np.float64)
-    if not isinstance(schedule, Discrete):
-        return clean + (noisiest - clean) * left / steps
-    _check_steps(schedule, steps)
-    return np.rint(noisiest * left / steps)
+    if isinstance(schedule, Discrete):
+        _check_steps(schedule, steps)
+        return np.rint(noisiest * left / steps)
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, but is {steps}")
+    return clean + (noisiest - clean) * left / steps
 
 
 def leading(schedule: Schedule, steps: int) -> Array:

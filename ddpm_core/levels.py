@@ -102,7 +102,8 @@ def combine(*terms: tuple[Scalar, Array]) -> Array:
         term = fit(c, x) * x
         total = term if total is None else total + term
     if total is None:
-        return 0.0 * terms[0][1]
+        x = terms[0][1]
+        return array_namespace(x).zeros_like(x)
     return total
 
 

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.denoisers import Denoiser, Predictor
 from ddpm_core.gaussians import mean_of_sample
-from ddpm_core.levels import Level, astype, check_pair, exp, fit, minimum, widen
+from ddpm_core.levels import Level, astype, check_pair, exp, fit, minimum, same_library, widen
 from ddpm_core.parameterisations import Parameterisation, determinant, target, x0
 from ddpm_core.process import q_sample
 
@@ -75,6 +75,7 @@ def loss(
         predicts, y = predict.predicts, predict.output(x_t, t, **cond)[0]
     else:
         predicts, y = x0, predict(x_t, t, **cond)
+        same_library(x_t=x_t, y=y)
     scale = weight(t) * (t.sigma / determinant(predicts, t)) ** 2
     error = widen(xp, target(x_0, eps, t, predicts) - y)
     squared = mean_of_sample(error**2)

@@ -11,7 +11,6 @@ import math
 from collections.abc import Callable
 from functools import lru_cache
 from itertools import pairwise
-from statistics import NormalDist
 from typing import Any
 
 import numpy as np
@@ -41,7 +40,7 @@ def portable_noise(
     Threefry-2x32-20 (Salmon et al. 2011) in int32, keyed by (seed, id) and counting (element,
     step); each 32-bit word picks one entry of each of two tables, whose sum is the value. One
     rounded addition leaves nothing for a compiler to change; the distribution function is within
-    2.2e-7 of the normal's, and |z| is at most 6.2.
+    2.2e-7 of the normal's, and |z| is at most 6.21.
 
     >>> noise = portable_noise(seed=0)
     >>> x = noise(0, (4, 2))
@@ -67,8 +66,10 @@ def portable_noise(
         half = (elements + 1) // 2
         counter = xp.reshape(xp.arange(half, dtype=xp.int32, **place), (1, -1)) + ids * 0
         words = threefry(*key, counter, counter * 0 + step)
-        z = xp.concat([_normal(xp, tables, word) for word in words], axis=1)
-        return astype(xp, xp.reshape(z[:, :elements], shape), dtype)
+        # Two words a count, side by side: an element's value does not depend on how many there are.
+        z = xp.stack([_normal(xp, tables, word) for word in words], axis=-1)
+        z = xp.reshape(z, (batch, 2 * half))[:, :elements]
+        return astype(xp, xp.reshape(z, shape), dtype)
 
     return noise
 
@@ -103,6 +104,8 @@ def normal_tables() -> tuple[Array, Array]:
     Both hold the means of N(0, 1) over 65536 bins of equal probability, scaled to unit variance
     and then by 0.72 and sqrt(1 - 0.72²). Unequal shares leave no atom at 0.
     """
+    from statistics import NormalDist
+
     n, normal = 1 << 16, NormalDist()
     edges = [normal.inv_cdf(i / n) for i in range(1, n)]
     density = [0.0, *(math.exp(-0.5 * q * q) for q in edges), 0.0]

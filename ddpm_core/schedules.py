@@ -69,7 +69,7 @@ class Discrete:
     def __post_init__(self) -> None:
         values = np.asarray(self.logsnr, dtype=np.float64)
         if values.ndim != 1 or values.size < 2:
-            raise ValueError(f"a schedule needs at least one noisy level, got {values.size - 1}")
+            raise ValueError(f"logsnr must be T + 1 >= 2 numbers, but has shape {values.shape}")
         if values[0] != math.inf:
             raise ValueError(f"logsnr[0] is clean data and must be inf, but is {values[0]}")
         fall = values[1:] < values[:-1]
@@ -79,9 +79,11 @@ class Discrete:
                 f"log-SNR must fall at every step, but logsnr[{i}] = {values[i]} is not below "
                 f"logsnr[{i - 1}] = {values[i - 1]}"
             )
-        if -math.inf < values[-1] < -700:
+        low = (values < -700) & (values > -math.inf)
+        if low.any():
+            i = int(np.argmax(low))
             raise ValueError(
-                f"logsnr[{values.size - 1}] = {values[-1]} is below -700, where alpha underflows; "
+                f"logsnr[{i}] = {values[i]} is below -700, where alpha underflows; "
                 f"use -inf for a level without data"
             )
         object.__setattr__(self, "logsnr", tuple(values.tolist()))
@@ -142,7 +144,9 @@ class Discrete:
         below, above = take(host[:-1]), take(host[1:])
         log_abar = take(log_sigmoid(host)[:-1])
         slope = take(np.diff(log_sigmoid(host)))
-        between = logit_of_log(log_abar + part * slope)
+        # At an integer time the middle is not used, but must not be 0 times inf or log 0 either.
+        inside = xp.where((part == 0) | (part == 1), xp.full_like(part, 0.5), part)
+        between = logit_of_log(log_abar + inside * slope)
         logsnr = xp.where(part == 0, below, xp.where(part == 1, above, between))
         return from_logsnr(logsnr, time)
 
@@ -150,17 +154,18 @@ class Discrete:
         scalar = isinstance(logsnr, (int, float))
         wanted = np.asarray(logsnr, dtype=np.float64)
         last = self.logsnr[-1]
-        if np.any(np.isnan(wanted)) or np.any(wanted < last):
-            raise ValueError(
-                f"logsnr must lie within [{last}, inf], but is {_first_bad(wanted, last)}"
-            )
-        noise = -log_sigmoid(np.asarray(self.logsnr))
-        time = np.interp(-log_sigmoid(wanted), noise, np.arange(self.T + 1.0))
-        time = np.where(wanted == last, float(self.T), time)
-        if last == -math.inf and np.any((time > self.T - 1) & (wanted > last)):
+        bad = ~(wanted >= last)
+        if np.any(bad):
+            raise ValueError(f"logsnr must lie within [{last}, inf], but is {_first(wanted, bad)}")
+        if last == -math.inf and np.any((wanted < self.logsnr[-2]) & (wanted > last)):
             raise ValueError(
                 f"no level lies between log-SNR {self.logsnr[-2]} and -inf: alpha at {self.T} is 0"
             )
+        noise = -log_sigmoid(np.asarray(self.logsnr))
+        time: Array = np.asarray(
+            np.interp(-log_sigmoid(wanted), noise, np.arange(self.T + 1.0)), dtype=np.float64
+        )
+        time = np.where(wanted == last, float(self.T), time)
         level = from_logsnr(wanted, time)
         return Level(*(float(field) for field in level)) if scalar else level
 
@@ -193,12 +198,15 @@ class _Continuous:
         highest = float(self._logsnr(self.ends[0]))
         # One rounding of the round trip logsnr -> time -> logsnr, at either end.
         slack = 1e-12 * max(1.0, abs(lowest))
-        if np.any(~((wanted >= lowest - slack) & (wanted <= highest + slack))):
-            bad = _first_bad(wanted, lowest)
-            raise ValueError(f"logsnr must lie within [{lowest}, {highest}], but is {bad}")
+        bad = ~((wanted >= lowest - slack) & (wanted <= highest + slack))
+        if np.any(bad):
+            raise ValueError(
+                f"logsnr must lie within [{lowest}, {highest}], but is {_first(wanted, bad)}"
+            )
+        time = np.clip(self._time(wanted), *self.ends)
         if isinstance(logsnr, (int, float)):
-            return from_logsnr(float(logsnr), float(self._time(float(logsnr))))
-        return from_logsnr(wanted, self._time(wanted))
+            return from_logsnr(float(logsnr), float(time))
+        return from_logsnr(wanted, time)
 
 
 @dataclass(frozen=True)
@@ -230,7 +238,7 @@ class VP(_Continuous):
     def _logsnr(self, time: Scalar) -> Scalar:
         noise = time * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * time)
         if isinstance(time, float):
-            return math.inf if time == 0 else -log(expm1(noise))
+            return math.inf if time <= 0 else -log(expm1(noise))
         if is_numpy_array(time):
             with np.errstate(divide="ignore"):
                 return -np.log(np.expm1(noise))
@@ -413,7 +421,8 @@ def zero_terminal_snr(schedule: Discrete) -> Discrete:
 def draw(schedule: Schedule, u: Array) -> Level:
     """Training levels for uniform numbers: t ~ Uniform{1 .. T}, or uniform over (clean, noisiest].
 
-    u: (B,), uniform in [0, 1); its library, device and dtype are those of the level
+    u: (B,), uniform in [0, 1); the level has its library, device and dtype, or is float64 on the
+        host where u is a NumPy array
 
     Clean data is never drawn.
 
@@ -423,14 +432,14 @@ def draw(schedule: Schedule, u: Array) -> Level:
     xp = array_namespace(u)
     clean, noisiest = schedule.ends
     if isinstance(schedule, Discrete):
-        # In float32, u T may round up to T: hence the minimum.
+        # A u that was cast down to float32 may be 1: hence the minimum.
         back = xp.minimum(xp.floor(u * noisiest), xp.full_like(u, noisiest - 1))
         return schedule(noisiest - back)
     return schedule(noisiest - u * (noisiest - clean))
 
 
 def _check_T(T: int) -> None:
-    if T < 1 or int(T) != T:
+    if not hasattr(T, "__index__") or T < 1:
         raise ValueError(f"T must be an integer of at least 1, but is {T}")
 
 
@@ -438,14 +447,12 @@ def _check_within(time: Array, ends: tuple[float, float]) -> None:
     bad = ~((time >= ends[0]) & (time <= ends[1]))
     if np.any(bad):
         raise ValueError(
-            f"time must lie within [{ends[0]:g}, {ends[1]:g}], but is "
-            f"{float(np.ravel(time)[int(np.argmax(bad))])}"
+            f"time must lie within [{ends[0]:g}, {ends[1]:g}], but is {_first(time, bad)}"
         )
 
 
-def _first_bad(wanted: Array, lowest: float) -> float:
-    flat = np.ravel(wanted)
-    return float(flat[int(np.argmax(~(flat >= lowest)))])
+def _first(values: Array, bad: Array) -> float:
+    return float(np.ravel(values)[int(np.argmax(bad))])
 
 
 def _host_table(name: str, values: Any) -> Array:

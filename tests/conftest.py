@@ -1,8 +1,8 @@
 """The lanes: array libraries that the tests run on, as the fixture `lib`.
 
-    pytest --lanes=numpy,strict          some lanes; all by default
-    pytest --require-lanes=torch,jax     of these, one that cannot be imported fails and is not
-                                         skipped; also DDPM_REQUIRE_LANES. "all" is every lane
+pytest --lanes=numpy,strict          some lanes; all by default
+pytest --require-lanes=torch,jax     of these, one that cannot be imported fails and is not
+                                     skipped; also DDPM_REQUIRE_LANES. "all" is every lane
 """
 
 from __future__ import annotations
@@ -78,13 +78,10 @@ class Lib:
             x = x.astype(self.xp.float32) if self.name in ("jax", "mlx") else x.float()
         return np.asarray(x)
 
-    def float32(self) -> AbstractContextManager[Any]:
-        return nullcontext()
-
-    def float64(self) -> AbstractContextManager[Any]:
-        """Where this library has float64."""
+    def precision(self, dtype: str) -> AbstractContextManager[Any]:
+        """Where this library has that dtype."""
         if self.name == "jax":
-            return importlib.import_module("jax").enable_x64(True)
+            return importlib.import_module("jax").enable_x64(dtype == "float64")
         return nullcontext()
 
 
@@ -107,13 +104,17 @@ def lanes_of(config: pytest.Config, option: str) -> list[str]:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "lanes(*names): the only lanes that a test is about")
     for option in ("--lanes", "--require-lanes"):
         lanes_of(config, option)
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lib" in metafunc.fixturenames:
-        metafunc.parametrize("lib", lanes_of(metafunc.config, "--lanes"), indirect=True)
+        lanes = lanes_of(metafunc.config, "--lanes")
+        for mark in metafunc.definition.iter_markers("lanes"):
+            lanes = [name for name in lanes if name in mark.args]
+        metafunc.parametrize("lib", lanes, indirect=True)
 
 
 @pytest.fixture

@@ -119,12 +119,12 @@ def test_clip_leaves_exact_denoisers(x, logsnr):
     t = from_logsnr(logsnr, 0.0)
 
     def uniform(x_t, t):
-        # q(x_t) = (Φ(u) - Φ(l)) / 2α with u, l = (x_t ± α) / σ, and its score, for x_t <= 0: there
+        # q(x_t) = (Φ(u) - Φ(w)) / 2α with u, w = (x_t ± α) / σ, and its score, for x_t <= 0: there
         # both tails are the small ones. The law is odd.
         y = -np.abs(x_t)
-        u, l = (y + t.alpha) / t.sigma, (y - t.alpha) / t.sigma
-        log_mass = norm.logcdf(u) + np.log(-np.expm1(norm.logcdf(l) - norm.logcdf(u)))
-        score = (np.exp(norm.logpdf(l) - log_mass) - np.exp(norm.logpdf(u) - log_mass)) / t.sigma
+        u, w = (y + t.alpha) / t.sigma, (y - t.alpha) / t.sigma
+        log_mass = norm.logcdf(u) + np.log(-np.expm1(norm.logcdf(w) - norm.logcdf(u)))
+        score = (np.exp(norm.logpdf(u) - log_mass) - np.exp(norm.logpdf(w) - log_mass)) / t.sigma
         return -np.sign(x_t) * (y + t.sigma**2 * score) / t.alpha
 
     x_t = np.array([[x]])
@@ -136,7 +136,7 @@ def test_clip_leaves_exact_denoisers(x, logsnr):
 
 @given(data=st.data(), arrays=strategies.normals((4, 3), count=2))
 def test_clip_keeps_x_t_explained(data, arrays):
-    """DDIM after clip: x_s = α_s x_0 + σ_s eps with the eps of the clipped x_0 (Song et al., Eq. 12)."""
+    """DDIM goes on with the eps of the clipped x_0, x_s = α_s x_0 + σ_s eps (Song et al. 2021)."""
     i, j = sorted(data.draw(st.sets(st.integers(1, 1000), min_size=2, max_size=2)))
     x_t, x_0 = arrays
     denoise = ddpm.clip(lambda x, t: 3 * x_0)

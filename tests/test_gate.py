@@ -3,7 +3,7 @@
 A case is a function of arrays x, y, z (3, 2, 2) and levels t > s. It runs at levels of the host,
 one for all or one per sample, and at levels of the device; with the same numbers the result must
 be that of NumPy in float64 to c eps, where c is how far the formula amplifies a rounding of its
-inputs. Under JAX every case runs both eagerly and under `jax.jit`, under dask without computing.
+inputs. Under JAX every case runs under `jax.jit` and also eagerly, under dask without computing.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace, is_numpy_array
 from array_api_extra.testing import lazy_xp_function
 
 import ddpm_core as ddpm
 from ddpm_core import Level
-from ddpm_core.levels import fit
-from ddpm_core.nn import Ops, parameter_shapes, unet
+from ddpm_core.levels import device_of, fit
+from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 
 SHAPE = (3, 2, 2)
 SCHEDULE = ddpm.linear(1000)
@@ -27,7 +28,12 @@ CLEAN = SCHEDULE(0)
 
 
 def run(case: Callable[..., Any], *args: Any) -> Any:
-    """What `lazy_xp_function` sees: under JAX this call is jitted, under dask it may not compute."""
+    """What `lazy_xp_function` sees: under JAX this call is jitted, under dask it is lazy."""
+    return case(*args)
+
+
+def eager(case: Callable[..., Any], *args: Any) -> Any:
+    """The same, untouched."""
     return case(*args)
 
 
@@ -40,26 +46,31 @@ def inputs(count: int = 3, shape: tuple[int, ...] = SHAPE) -> list[np.ndarray]:
     return [rng.standard_normal(shape).astype(np.float32) for _ in range(count)]
 
 
-def agree(lib: Any, case: Callable[..., Any], arrays: Any, host: Any, device: Any, c: float,
-          dtype: str = "float32") -> None:
-    """The case on `lib`, at its arrays and `device`, is the case on float64 NumPy, at `host`."""
-    xp = lib.xp
-    expected = flat(case(*(a.astype(np.float64) for a in arrays), *host))
-    with lib.float64() if dtype == "float64" else lib.float32():
-        wanted = getattr(xp, dtype)
-        mine = [lib.asarray(a, wanted) for a in arrays]
-        device = device(lib) if callable(device) else device
-        results = [run(case, *mine, *device)]
-        if lib.name == "jax":
-            results.append(case(*mine, *device))
-        for result in results:
-            got = flat(result)
-            assert len(got) == len(expected)
-            for a, b in zip(got, expected, strict=True):
-                close(lib, a, b, c, wanted)
-        if lib.has_values:  # the inputs are what they were
-            for a, b in zip(mine, arrays, strict=True):
-                assert (lib.to_numpy(a) == b).all()
+def agree(
+    lib: Any,
+    case: Callable[..., Any],
+    arrays: list[np.ndarray],
+    c: float,
+    dtype: str = "float32",
+    levels: tuple[Level, ...] = (),
+    on_device: bool = False,
+    level_dtype: str | None = None,
+    also_eager: bool = True,
+) -> None:
+    """The case on `lib`, at its own arrays and levels, is the case on float64 NumPy."""
+    expected = flat(case(*(a.astype(np.float64) for a in arrays), *levels))
+    with lib.precision(dtype):
+        wanted = getattr(lib.xp, dtype)
+        args = [lib.asarray(a, wanted) for a in arrays]
+        dtype_there = getattr(lib.xp, level_dtype or dtype)
+        mine = [lib.level(t, dtype_there) for t in levels] if on_device else list(levels)
+        calls = [run, eager] if lib.name == "jax" and also_eager else [run]
+        for call in calls:
+            for actual, b in zip(flat(call(case, *args, *mine)), expected, strict=True):
+                close(lib, actual, b, c, wanted)
+        if lib.has_values:  # the arguments are what they were
+            for arg, a in zip(args, arrays, strict=True):
+                assert (lib.to_numpy(arg) == a).all()
 
 
 def close(lib: Any, actual: Any, expected: Any, c: float, dtype: Any) -> None:
@@ -91,8 +102,6 @@ def net(x: Any, timestep: Any, **cond: Any) -> Any:
 
 
 def net_of_two(x: Any, timestep: Any) -> Any:
-    from array_api_compat import array_namespace
-
     y = net(x, timestep)
     return array_namespace(x).concat([y, 2.0 * y], axis=1)
 
@@ -140,7 +149,7 @@ CASES: dict[str, Case] = {
     "predictor continuous": Case(
         lambda x, y, z, t, s: ddpm.Predictor(net, ddpm.VP(), predicts=ddpm.v)(x, t), 8
     ),
-    "clip": Case(lambda x, y, z, t, s: ddpm.clip(PREDICT)(x, t), 8),
+    "clip": Case(lambda x, y, z, t, s: ddpm.clip(PREDICT)(x, t), 32),  # σ / α is 12 at 700
     "reverse": Case(lambda x, y, z, t, s: fitted(ddpm.reverse(GAUSSIAN)(x, t, s)), 8),
     "reverse large": Case(
         lambda x, y, z, t, s: fitted(ddpm.reverse(GAUSSIAN, ddpm.large)(x, t, s)), 8
@@ -148,9 +157,7 @@ CASES: dict[str, Case] = {
     "gaussian": Case(lambda x, y, z, t, s: GAUSSIAN(x, t), 8),
     "gaussian log_prob": Case(lambda x, y, z, t, s: GAUSSIAN.log_prob(x, t), 8),
     "gaussian reverse": Case(lambda x, y, z, t, s: fitted(GAUSSIAN.reverse(x, t, s)), 8),
-    "gaussian reverse clean": Case(
-        lambda x, y, z, t, s: fitted(GAUSSIAN.reverse(x, t, CLEAN)), 8
-    ),
+    "gaussian reverse clean": Case(lambda x, y, z, t, s: fitted(GAUSSIAN.reverse(x, t, CLEAN)), 8),
     "gaussian reverse_sample": Case(lambda x, y, z, t, s: GAUSSIAN.reverse_sample(x, z, t, s), 8),
     "full": Case(lambda x, y, z, t, s: FULL(x, t), 8),
     "full log_prob": Case(lambda x, y, z, t, s: FULL.log_prob(x, t), 8),
@@ -174,7 +181,8 @@ CASES: dict[str, Case] = {
     ),
 }
 for name, predicts in TARGETS.items():
-    c = 8
+    # mu reads tau of neighbours, whose log-SNRs differ by 0.01: from float32 levels, 1e-4 of it.
+    c = 2000 if name == "mu" else 8
     CASES |= {
         f"target {name}": Case(lambda x, y, z, t, s, p=predicts: ddpm.target(x, y, t, p), c),
         f"to_x0 {name}": Case(lambda x, y, z, t, s, p=predicts: ddpm.to_x0(x, y, t, p), c),
@@ -193,14 +201,367 @@ for name, predicts in TARGETS.items():
 ONE = SCHEDULE(700), SCHEDULE(350)
 EACH = tuple(SCHEDULE(time) for time in TIMES)
 LEVELS = {
-    "host": (ONE, ONE),
-    "host each": (EACH, EACH),
-    "device each": (EACH, lambda lib: [lib.level(t, lib.xp.float32) for t in EACH]),
+    "host": (ONE, False),
+    "host each": (EACH, False),
+    "device": (ONE, True),
+    "device each": (EACH, True),
 }
 
 
-@pytest.mark.parametrize("levels", LEVELS)
+@pytest.mark.parametrize("kind", LEVELS)
 @pytest.mark.parametrize("name", CASES)
-def test_is_float64_numpy(lib: Any, name: str, levels: str) -> None:
+def test_is_float64_numpy(lib: Any, name: str, kind: str) -> None:
     """f of any library = f of NumPy in float64, to c eps; dtype, device and arguments are kept."""
-    agree(lib, CASES[name].f, inputs(), *LEVELS[levels], c=CASES[name].c)
+    levels, on_device = LEVELS[kind]
+    f, c = CASES[name]
+    agree(lib, f, inputs(), c, levels=levels, on_device=on_device, also_eager=kind == "host")
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.lanes("strict", "strict-device1", "torch", "torch-meta", "jax", "dask")
+def test_is_float64_everywhere(lib: Any, name: str) -> None:
+    """The same to c eps of float64: nothing on the way is float32. MLX has none on its devices."""
+    f, c = CASES[name]
+    agree(lib, f, inputs(), c, "float64", EACH, on_device=True, also_eager=False)
+
+
+# Schedules at times of the device. --------------------------------------------------------------
+
+SCHEDULES = {
+    "linear": SCHEDULE,
+    "cosine": ddpm.cosine(50),
+    "zero-terminal": ddpm.zero_terminal_snr(SCHEDULE),
+    "vp": ddpm.VP(),
+    "linear log-SNR": ddpm.LinearLogSNR(),
+}
+
+
+def levels_close(lib: Any, actual: Level, expected: Level, c: float) -> None:
+    # Times of NumPy are times of the host, whose levels are float64.
+    dtype = lib.xp.float64 if lib.name == "numpy" else lib.xp.float32
+    for a, b in zip(actual, expected, strict=True):
+        close(lib, a, b, c, dtype)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero enc:RuntimeWarning")  # strict, dask: VP at 0
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_level_of_a_device_time(lib: Any, name: str) -> None:
+    """schedule(times of the device) = schedule(the same times of the host)."""
+    schedule = SCHEDULES[name]
+    times = np.float32([0.0, 1 / 64, 0.25, 0.5, 0.75, 1.0]) * np.float32(schedule.ends[1])
+    if name == "zero-terminal":
+        times = np.float32([0.0, 0.5, 1.0, 500.25, 999.0, 1000.0])
+    level = run(schedule, lib.asarray(times))
+    levels_close(lib, level, schedule(times.astype(np.float64)), c=16)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "zero-terminal"])
+def test_level_of_an_integer_device_time(lib: Any, name: str) -> None:
+    """An integer time is the same level as the float; its dtype is float32, or what is asked."""
+    schedule = SCHEDULES[name]
+    times = np.int32([0, 1, schedule.T // 2, schedule.T])
+    level = run(schedule, lib.asarray(times))
+    levels_close(lib, level, schedule(times.astype(np.float64)), c=8)
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_draw_of_device_numbers(lib: Any, name: str) -> None:
+    """draw(u of the device) = draw(the same u of the host)."""
+    u = np.float32([0.0, 0.25, 0.5005, 0.9985])
+    level = run(draw, SCHEDULES[name], lib.asarray(u))
+    levels_close(lib, level, ddpm.draw(SCHEDULES[name], u.astype(np.float64)), c=64)
+
+
+def draw(schedule: Any, u: Any) -> Level:
+    return ddpm.draw(schedule, u)
+
+
+# Samplers. --------------------------------------------------------------------------------------
+
+SAMPLERS = {
+    "ancestral": ddpm.ancestral(SCHEDULE, 4),
+    "ddim": ddpm.ddim(SCHEDULE, 4),
+    "ddim noisy": ddpm.ddim(SCHEDULE, 4, eta=0.5),
+    "dpmpp_2m": ddpm.dpmpp_2m(SCHEDULE, 4),
+}
+KERNEL_LEVELS = ddpm.levels_of(SCHEDULE, 4)
+
+
+def thunk(z: tuple[Any, ...]) -> Callable[[int, tuple[int, ...]], Any]:
+    return lambda step, shape: z[step - 1]
+
+
+def rows_on_device(sampler: ddpm.Sampler, x: Any, index: Callable[[Any], Any]) -> ddpm.Row:
+    """Rows of a sampler beside x, each number c of them as index(c)."""
+    xp = array_namespace(x)
+    rows = sampler.rows_as(xp, x.dtype, device_of(xp, x).get("device"))
+    return ddpm.Row(Level(*map(index, rows.level)), *(tuple(map(index, part)) for part in rows[1:]))
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_sample(lib: Any, name: str) -> None:
+    """`sample` is that of float64 NumPy."""
+    sampler = SAMPLERS[name]
+    agree(lib, lambda x, *z: ddpm.sample(GAUSSIAN, sampler, x, thunk(z)), inputs(5), c=16)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_trajectory(lib: Any, name: str) -> None:
+    """Every step of `trajectory` is that of float64 NumPy."""
+    sampler = SAMPLERS[name]
+
+    def case(x: Any, *z: Any) -> list[Any]:
+        return [a for i in ddpm.trajectory(DATASET, sampler, x, thunk(z)) for a in (i.x, i.x_0)]
+
+    agree(lib, case, inputs(5), c=64)
+
+
+def test_sample_kernel(lib: Any) -> None:
+    """`sample_kernel` is that of float64 NumPy."""
+    kernel = ddpm.reverse(GAUSSIAN, ddpm.large)
+    agree(
+        lib, lambda x, *z: ddpm.sample_kernel(kernel, KERNEL_LEVELS, x, thunk(z)), inputs(5), c=16
+    )
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_rows_of_the_device(lib: Any, name: str) -> None:
+    """`advance` by the arrays of `rows_as` = by the numbers of `rows`."""
+    sampler = SAMPLERS[name]
+
+    def case(x: Any, *z: Any) -> Any:
+        state = sampler.start(x)
+        for i, host in enumerate(sampler.rows()):
+            # float64 NumPy, the expected side, goes by the rows of the host.
+            there = not (is_numpy_array(x) and x.dtype == np.float64)
+            row = rows_on_device(sampler, x, lambda c, i=i: c[i]) if there else host
+            state = ddpm.advance(row, state, GAUSSIAN(state.point, row.level), z[i])
+        return state.point
+
+    agree(lib, case, inputs(5), c=32)
+
+
+def test_each_sample_at_its_own_row(lib: Any) -> None:
+    """`advance` by rows (B,) = each sample by its own row of the host."""
+    sampler, steps = SAMPLERS["dpmpp_2m"], [2, 0, 1]
+
+    def case(x: Any, y: Any, m: Any, z: Any) -> Any:
+        if is_numpy_array(x) and x.dtype == np.float64:
+            rows = [sampler.rows()[i] for i in steps]
+            states = [ddpm.State(a, a, (b,)) for a, b in zip(x[:, None], m[:, None], strict=True)]
+            ends = [ddpm.advance(*args) for args in zip(rows, states, y[:, None], strict=True)]
+            return np.concatenate([end.point for end in ends])
+
+        def index(c: Any) -> Any:
+            xp = array_namespace(c)
+            return xp.take(c, xp.asarray(steps, **device_of(xp, c)), axis=0)
+
+        return ddpm.advance(rows_on_device(sampler, x, index), ddpm.State(x, x, (m,)), y, z).point
+
+    agree(lib, case, inputs(4), c=8)
+
+
+def test_given_reads_the_network_itself(lib: Any) -> None:
+    """A loop over `given(eps)` and the raw network = `sample` with its Predictor."""
+    sampler = SAMPLERS["ddim"]
+
+    def case(x: Any) -> Any:
+        if is_numpy_array(x) and x.dtype == np.float64:
+            return ddpm.sample(PREDICT, sampler, x)
+        state = sampler.given(ddpm.eps).start(x)
+        for row in sampler.given(ddpm.eps).rows():
+            state = ddpm.advance(row, state, net(state.point, PREDICT.timestep(x, row.level)))
+        return state.point
+
+    agree(lib, case, inputs(1), c=512)  # sigma / alpha is 157 at the first level
+
+
+# Noise. -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("ids", [None, [5, 2**31 - 1, 0]], ids=["", "ids"])
+@pytest.mark.parametrize("step", [0, 12, [3, 0, 999]], ids=["first", "one", "each"])
+def test_portable_noise_is_the_same_bits(lib: Any, step: Any, ids: Any) -> None:
+    """portable_noise of any library, eager or traced, is that of NumPy, bit for bit."""
+
+    def drawn(call: Callable[..., Any], noise: Any, asarray: Callable[[Any], Any]) -> Any:
+        return call(noise, *(asarray(a) for a in (step, (3, 5), ids)))
+
+    expected = drawn(eager, ddpm.portable_noise(SEED), lambda a: a)
+    noise = ddpm.portable_noise(SEED, lib.xp, lib.device)
+    for call in (run, eager):
+        z = drawn(call, noise, lambda a: lib.asarray(np.int32(a)) if isinstance(a, list) else a)
+        close(lib, z, expected, 0, lib.xp.float32)
+
+
+SEED = 2**40 + 7  # both words of the key
+
+
+# Half precision. --------------------------------------------------------------------------------
+
+HALVES = ["float16", "bfloat16"]
+DYADIC = [np.round(a * 16) / 16 for a in inputs()]  # exact in bfloat16
+
+
+@pytest.fixture(params=HALVES)
+def half(lib: Any, request: pytest.FixtureRequest) -> str:
+    if not hasattr(lib.xp, request.param):
+        pytest.skip(f"{lib.name} has no {request.param}")
+    return request.param
+
+
+@pytest.mark.parametrize("kind", ["host each", "device each"])
+@pytest.mark.parametrize("name", ["q_sample", "q_posterior", "predictor", "clip", "loss eps"])
+def test_half(lib: Any, half: str, name: str, kind: str) -> None:
+    """In half precision, f is float64 NumPy's to c eps: coefficients of float32 are cast last."""
+    f, c = CASES[name]
+    levels, on_device = LEVELS[kind]
+    agree(lib, f, DYADIC, c, half, levels, on_device, level_dtype="float32")
+
+
+def test_advance_of_halves_is_in_float32(lib: Any, half: str) -> None:
+    """1000 x - 999 y = 100 at x = y = 100, though 1000 x is no float16."""
+    level = SCHEDULE(500)
+    row = ddpm.Row(level, (1000.0, -999.0), (0.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+    agree(
+        lib,
+        lambda x: ddpm.advance(row, ddpm.State(x, x, ()), x).point,
+        [np.full(SHAPE, 100.0)],
+        c=0,
+        dtype=half,
+    )
+
+
+def test_loss_of_halves_is_in_float32(lib: Any, half: str) -> None:
+    """0.001 ‖300‖² / D = 90, though 300² is no float16."""
+    agree(
+        lib,
+        lambda x: ddpm.loss(lambda x_t, t: 0.0 * x_t, x, x, SCHEDULE(500), lambda t: 1e-3),
+        [np.full(SHAPE, 300.0)],
+        c=1,
+        dtype=half,
+    )
+
+
+# The UNet. --------------------------------------------------------------------------------------
+
+CONFIG = UNetConfig(
+    channels=1, out_channels=1, widths=(4, 8), blocks=1, attention=(0,), groups=2, classes=3
+)
+
+
+def test_unet(lib: Any) -> None:
+    """The UNet on the reference operations is that of float64 NumPy."""
+    shapes = parameter_shapes(CONFIG)
+    rng = np.random.default_rng(0)
+    params = [rng.standard_normal(s).astype(np.float32) * 0.3 for s in shapes.values()]
+
+    def case(x: Any, timestep: Any, *params: Any) -> Any:
+        xp = array_namespace(x)
+        y = xp.asarray([2, -1], dtype=xp.int32, **device_of(xp, x))
+        named = dict(zip(shapes, params, strict=True))
+        return unet(named, x, timestep, y, config=CONFIG, ops=Ops())
+
+    agree(
+        lib, case, [*inputs(1, (2, 1, 4, 4)), np.float32([0, 12]), *params], c=64, also_eager=False
+    )
+
+
+# Two libraries. ---------------------------------------------------------------------------------
+
+
+def foreign(lib: Any, *, host: bool) -> Any:
+    """A namespace that is not the library's; NumPy, if host, since its levels are welcome."""
+    if host and lib.name != "numpy":
+        return np
+    return pytest.importorskip("dask.array" if "strict" in lib.name else "array_api_strict")
+
+
+T, S = ONE
+MIXED: dict[str, Callable[[Any, Any], Any]] = {
+    "q_sample": lambda x, y: ddpm.q_sample(x, y, T),
+    "q_step": lambda x, y: ddpm.q_step(x, y, S, T),
+    "q_posterior": lambda x, y: ddpm.q_posterior(x, y, T, S),
+    "target": lambda x, y: ddpm.target(x, y, T, ddpm.v),
+    "to_x0": lambda x, y: ddpm.to_x0(x, y, T, ddpm.v),
+    "to_eps": lambda x, y: ddpm.to_eps(x, y, T, ddpm.v),
+    "convert": lambda x, y: ddpm.convert(x, y, T, ddpm.v, ddpm.eps),
+    "log_prob": lambda x, y: ddpm.log_prob(ddpm.Gaussian(x, 1.0), y),
+    "kl": lambda x, y: ddpm.kl(ddpm.Gaussian(x, 1.0), ddpm.Gaussian(y, 1.0)),
+    "loss": lambda x, y: ddpm.loss(DATASET, x, y, T),
+    "loss of a network": lambda x, y: ddpm.loss(ddpm.Predictor(lambda *_: y, SCHEDULE), x, x, T),
+    "loss of a denoiser": lambda x, y: ddpm.loss(lambda *_: y, x, x, T),
+    "predictor": lambda x, y: ddpm.Predictor(lambda *_: y, SCHEDULE)(x, T),
+    "reverse": lambda x, y: ddpm.reverse(lambda *_: y)(x, T, S),
+    "reverse_sample": lambda x, y: GAUSSIAN.reverse_sample(x, y, T, S),
+    "sample": lambda x, y: ddpm.sample(lambda *_: y, SAMPLERS["ddim"], x),
+    "sample noise": lambda x, y: ddpm.sample(GAUSSIAN, SAMPLERS["ancestral"], x, lambda *_: y),
+    "sample_kernel": lambda x, y: ddpm.sample_kernel(
+        ddpm.reverse(GAUSSIAN), KERNEL_LEVELS, x, lambda *_: y
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MIXED)
+def test_arrays_of_two_libraries_are_refused(lib: Any, name: str) -> None:
+    """An array of each of two libraries: TypeError, in one line."""
+    x = lib.asarray(inputs()[0])
+    other = foreign(lib, host=True)
+    y = other.asarray(inputs()[1].tolist(), dtype=other.float32)
+    with pytest.raises(TypeError, match=r"\A.+pass arrays of one library\Z"):
+        MIXED[name](x, y)
+
+
+def test_a_level_of_another_library_is_refused(lib: Any) -> None:
+    """A level of another library's device: TypeError, in one line. NumPy's levels are welcome."""
+    x = lib.asarray(inputs()[0])
+    other = foreign(lib, host=False)
+    t = Level(*(other.asarray(field.tolist(), dtype=other.float32) for field in EACH[0]))
+    for call in (lambda: ddpm.q_sample(x, x, t), lambda: GAUSSIAN(x, t), lambda: DATASET(x, t)):
+        with pytest.raises(TypeError, match=r"\A.+pass arrays of one library\Z"):
+            call()
+
+
+# Compilers. -------------------------------------------------------------------------------------
+
+
+@pytest.mark.lanes("jax")
+@pytest.mark.parametrize("name", ["ancestral", "dpmpp_2m"])
+def test_scan_is_the_loop(lib: Any, name: str) -> None:
+    """`lax.scan` of `advance` over `rows_as` = `sample`."""
+    import jax
+
+    sampler = SAMPLERS[name]
+    x, *z = inputs(5)
+
+    def step(state: Any, row_and_z: Any) -> Any:
+        row, z = row_and_z
+        return ddpm.advance(row, state, GAUSSIAN(state.point, row.level), z), None
+
+    rows = sampler.rows_as(lib.xp, lib.xp.float32)
+    stacked = lib.asarray(np.stack(z))
+    state, _ = jax.jit(lambda x, z: jax.lax.scan(step, sampler.start(x), (rows, z)))(
+        lib.asarray(x), stacked
+    )
+    wide = [a.astype(np.float64) for a in (x, *z)]
+    expected = ddpm.sample(GAUSSIAN, sampler, wide[0], thunk(tuple(wide[1:])))
+    close(lib, state.point, expected, 32, lib.xp.float32)
+
+
+@pytest.mark.lanes("torch")
+@pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
+def test_torch_compiles_one_graph(lib: Any) -> None:
+    """advance and q_posterior trace under torch.compile(fullgraph=True): no break, same numbers."""
+    import torch
+
+    row = SAMPLERS["dpmpp_2m"].rows()[1]
+    cases = {
+        "advance": lambda x, y, m: ddpm.advance(row, ddpm.State(x, x, (m,)), y).point,
+        "q_posterior": lambda x, y, m: fitted(ddpm.q_posterior(x, y, T, S)),
+    }
+    for case in cases.values():
+        compiled = torch.compile(case, fullgraph=True, backend="eager")
+        args = [lib.asarray(a) for a in inputs()]
+        expected = flat(case(*(a.astype(np.float64) for a in inputs())))
+        for actual, b in zip(flat(compiled(*args)), expected, strict=True):
+            close(lib, actual, b, 8, torch.float32)

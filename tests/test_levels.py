@@ -105,6 +105,13 @@ def test_tau_of_clean_data():
     assert tau(from_logsnr(3.0, 1.0), from_logsnr(math.inf, 0.0)) == 1
 
 
+@pytest.mark.parametrize("h", [2.0**-20, 2.0**-30, 2.0**-40])
+def test_tau_of_neighbours(h):
+    """τ = h - h² / 2 + h³ / 6 for a small step h of log-SNR: to rounding, with no digit lost."""
+    got = tau(from_logsnr(0.0, 1.0), from_logsnr(h, 0.0))
+    assert math.isclose(got, h - h**2 / 2 + h**3 / 6, rel_tol=2 * EPS)
+
+
 def test_tau_in_float32():
     """From float32 levels τ of neighbours is within 2e-4 at T = 1000, as its docstring says."""
     levels = linear()(np.arange(1000, 0, -1))
@@ -146,7 +153,7 @@ def test_fit_casts_last():
 @pytest.mark.parametrize("shape", [(3,), (2, 1), (0,)])
 def test_fit_names_the_shapes(shape):
     """Coefficients that are neither one value nor one per sample are an error."""
-    with pytest.raises(ValueError, match=r"shape \(%s.*x of shape \(2, 5, 5\)" % shape[0]):
+    with pytest.raises(ValueError, match=rf"shape \({shape[0]}.*x of shape \(2, 5, 5\)"):
         fit(np.ones(shape), np.ones((2, 5, 5)))
 
 
@@ -160,9 +167,11 @@ def test_zero_takes_no_part():
 def test_steps_are_pairs_of_neighbours():
     """`steps_of` is (levels[i], levels[i + 1]) for every i."""
     levels = linear()(np.asarray([1000.0, 400.0, 7.0, 0.0]))
-    for i, (t, s) in enumerate(zip(*map(list, (steps_of(levels)[0].time, steps_of(levels)[1].time)))):
-        assert (t, s) == (level_at(levels, i).time, level_at(levels, i + 1).time)
-    assert len(steps_of(levels)[0].sigma) == 3
+    t, s = steps_of(levels)
+    for i in range(3):
+        assert level_at(t, i) == level_at(levels, i)
+        assert level_at(s, i) == level_at(levels, i + 1)
+    assert len(t.sigma) == len(s.sigma) == 3
 
 
 def test_pairs_must_match():

@@ -357,6 +357,15 @@ def test_dataset_smallest_sigma_in_float32():
     np.testing.assert_array_equal(x_0, points[[1, 2]])
 
 
+def test_dataset_weights_sum_to_one_in_float32():
+    """What all points share is read exactly, however far from them x_t is: Σ r = 1."""
+    points = np.array([[-1.0, 1.0], [0.5, 1.0], [1.0, 1.0]])
+    x_t = np.array([[0.1, 1e2], [0.2, -1e3], [0.0, 1e4]], dtype=np.float32)
+    for logsnr in (0.0, 5.0, 9.0):
+        x_0 = ddpm.DatasetOracle(points)(x_t, from_logsnr(logsnr, 0.0))
+        np.testing.assert_allclose(x_0[:, 1], 1.0, rtol=4 * float(np.finfo(np.float32).eps))
+
+
 @given(rng=seeds, logsnr=st.floats(-6, 6), k=st.floats(0.2, 5.0), shift=st.floats(-2, 2))
 def test_dataset_equivariance(rng, logsnr, k, shift):
     """Data k x_0 + b at log-SNR λ - 2 log k: D(k x + b; k σ) = k D(x; σ) + b, in x/α and σ/α."""

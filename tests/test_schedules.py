@@ -192,7 +192,7 @@ def test_linear_asks_how_to_scale(T):
 def test_linear_cannot_rescale_to_few_steps(T):
     """Betas of 0.02 times 1000 / T are below 1 only where T > 20."""
     if T > 1:
-        with pytest.raises(ValueError, match=rf"betas\[\d+\] = 1\.\d+"):
+        with pytest.raises(ValueError, match=r"betas\[\d+\] = 1"):
             linear(T, rescale=True)
     assert linear(21, rescale=True).T == 21
 
@@ -215,7 +215,9 @@ def test_zero_terminal_snr_is_of_lin_et_al(schedule):
 @given(strategies.schedules(zero_terminal=True))
 def test_schedules_are_values(schedule):
     """A schedule is immutable, hashable, and equal to one that is made alike."""
-    again = eval(repr(schedule), {"inf": math.inf, **{c.__name__: c for c in (Discrete, VP, LinearLogSNR)}})
+    again = eval(
+        repr(schedule), {"inf": math.inf, **{c.__name__: c for c in (Discrete, VP, LinearLogSNR)}}
+    )
     assert again == schedule
     assert len({again, schedule}) == 1
     with pytest.raises(AttributeError):
@@ -253,6 +255,7 @@ def test_integer_times_are_the_table(schedule):
 
 
 @given(strategies.schedules(zero_terminal=True), st.floats(0, 1))
+@example(VP(0.1, 2.0), 1.0)  # whose inverse rounds to above 1
 @example(VP(), 1.0)
 @example(VP(), 0.0)
 @example(LinearLogSNR(), 1.0)
@@ -303,7 +306,7 @@ def test_no_level_between_the_last_two_times_without_data():
         schedule(999.5)
     with pytest.raises(ValueError, match="no level lies between times 999 and 1000"):
         schedule(np.asarray([3.0, 999.001]))
-    with pytest.raises(ValueError, match="no level lies between log-SNR .* and -inf"):
+    with pytest.raises(ValueError, match=r"no level lies between log-SNR .* and -inf"):
         schedule.at(schedule.logsnr[-2] - 1)
     assert schedule(np.asarray([998.5, 999.0, 1000.0])).alpha[-1] == 0
     assert schedule.at(-math.inf).time == 1000
@@ -392,15 +395,15 @@ def test_draws_at_the_borders_of_cells():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_clean_data_is_never_drawn(dtype):
-    """The largest u below 1, where u T rounds to T, is time 1; u = 0 is T; for T up to 5000."""
-    u = np.asarray([0.0, np.nextafter(dtype(1), dtype(0))], dtype)
+    """The largest u below 1 is time 1, and so is one that was rounded to 1; for T up to 5000."""
+    u = np.asarray([0.0, np.nextafter(dtype(1), dtype(0)), 1.0], dtype)
     for T in range(1, 5001):
         # A schedule of T levels whose table costs nothing to make.
         schedule = object.__new__(Discrete)
         object.__setattr__(schedule, "logsnr", _Falling(T))
-        assert np.array_equal(_times(schedule, u), [T, 1]), T
+        assert np.array_equal(_times(schedule, u), [T, 1, 1]), T
     for schedule in (VP(), LinearLogSNR()):
-        time = draw(schedule, u).time
+        time = draw(schedule, u[:2]).time
         assert time[0] == 1
         assert 0 < time[1] <= EPS + np.finfo(dtype).eps
 
@@ -443,7 +446,7 @@ def _times(schedule, u):
         (from_betas, [], r"betas must be T >= 1 numbers, but has shape \(0,\)"),
         (from_betas, 0.1, r"betas must be T >= 1 numbers, but has shape \(\)"),
         (from_betas, [[0.1, 0.2]], r"betas must be T >= 1 numbers, but has shape \(1, 2\)"),
-        (from_betas, [0.999] * 200, r"logsnr\[200\] = -1381\.\d+ is below -700, where alpha under"),
+        (from_betas, [0.999] * 200, r"logsnr\[102\] = -704\.\d+ is below -700"),
         (from_betas, [0.5, 1e-17], r"logsnr\[2\] = .* is not below logsnr\[1\] = "),
         (from_alpha_bars, [1.0, 0.9], r"alpha_bars\[0\] = 1\.0; leave out alpha_bar_0 = 1"),
         (from_alpha_bars, [0.9, 0.95], r"alpha_bars\[1\] = 0\.95 is not below alpha_bars\[0\]"),
@@ -454,7 +457,7 @@ def _times(schedule, u):
         (from_alpha_bars, [], r"alpha_bars must be T >= 1 numbers"),
         (from_alpha_bars, [[0.9]], r"alpha_bars must be T >= 1 numbers, but has shape \(1, 1\)"),
         (from_alpha_bars, [0.9, 1e-310], r"logsnr\[2\] = -713\.\d+ is below -700"),
-        (Discrete, [math.inf], r"at least one noisy level, got 0"),
+        (Discrete, [math.inf], r"T \+ 1 >= 2 numbers, but has shape \(1,\)"),
         (Discrete, [3.0, 2.0], r"logsnr\[0\] is clean data and must be inf, but is 3\.0"),
         (Discrete, [math.inf, 1, 2], r"logsnr\[2\] = 2\.0 is not below logsnr\[1\] = 1\.0"),
         (Discrete, [math.inf, 1, math.nan], r"logsnr\[2\] = nan is not below logsnr\[1\] = 1\.0"),
@@ -481,7 +484,7 @@ def test_bad_lengths_are_named(make, T):
     ("make", "message"),
     [
         (lambda: cosine(9, s=-0.1), "s must not be negative, but is -0.1"),
-        (lambda: cosine(9, max_beta=1.0), r"betas\[8\] = 1\.0|betas must lie"),
+        (lambda: cosine(9, max_beta=-1.0), r"betas\[0\] = -1\.0"),
         (lambda: alphabar_sigmoid(9, start=3.0), r"start < end .* got 3\.0, 3\.0"),
         (lambda: alphabar_sigmoid(9, width=0.0), r"width > 0 must hold, got -3\.0, 3\.0 and 0\.0"),
         (lambda: zero_terminal_snr(from_betas([0.1])), "one step cannot both keep alpha_1"),

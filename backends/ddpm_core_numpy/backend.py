@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -15,7 +15,7 @@ from numpy.lib.stride_tricks import as_strided
 from ddpm_core.backends import Backend
 from ddpm_core.nn import Ops
 
-Array = np.ndarray
+Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class NumPyOps(Ops):
@@ -74,7 +74,7 @@ class NumPyOps(Ops):
     ) -> Array:
         _, height, width, channels = h.shape
         each, pixels = channels // groups, height * width
-        out = np.empty_like(h)
+        out = np.empty(h.shape, h.dtype)
         scratch = np.empty((pixels, channels), h.dtype)
         ones = np.full((1, pixels), 1 / pixels, h.dtype)  # means over pixels, as matrix products
         for image, result in zip(h, out, strict=True):
@@ -87,7 +87,8 @@ class NumPyOps(Ops):
             r += bias
             if silu:
                 np.negative(r, out=scratch)
-                np.exp(scratch, out=scratch)
+                with np.errstate(over="ignore"):  # x / inf = 0 is right
+                    np.exp(scratch, out=scratch)
                 scratch += 1
                 r /= scratch
         return out
@@ -136,6 +137,7 @@ class NumPy(Backend):
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
         def normal(step: int, shape: tuple[int, ...]) -> Array:
-            return np.random.default_rng((seed, step)).standard_normal(shape, dtype=self.dtype)
+            rng: Any = np.random.default_rng((seed, step))
+            return rng.standard_normal(shape, dtype=self.dtype)
 
         return normal

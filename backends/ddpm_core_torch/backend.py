@@ -31,7 +31,8 @@ class TorchOps(Ops):
     def group_norm(
         self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> Tensor:
-        return F.group_norm(h, groups, weight, bias, eps)
+        # Not F.group_norm, which refuses groups of one value: their result is the bias.
+        return torch.group_norm(h, groups, weight, bias, eps)
 
     def silu(self, x: Tensor) -> Tensor:
         return F.silu(x)
@@ -65,8 +66,15 @@ class Torch(Backend):
 
     def __init__(self, device: Any = None, dtype: str = "float32") -> None:
         self.xp = xp
-        self.device = torch.device(device) if device is not None else torch.get_default_device()
-        self.dtype = getattr(torch, dtype)
+        self.dtype = getattr(torch, dtype, None)
+        if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+            raise ValueError(f"torch has no floating-point dtype {dtype!r}; float32 is one")
+        try:
+            self.device = torch.device(device) if device is not None else torch.get_default_device()
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as error:  # the second, of a torch without CUDA
+            reason = str(error).splitlines()[0]
+            raise ValueError(f"torch cannot use device {device!r}: {reason}") from None
         self.ops = TorchOps()
 
     def to_numpy(self, x: Tensor) -> np.ndarray:
@@ -76,8 +84,9 @@ class Torch(Backend):
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Tensor]:
         def normal(step: int, shape: tuple[int, ...]) -> Tensor:
             generator = torch.Generator(self.device)
-            # A pure function of (seed, step): SplitMix64's odd constant spreads neighbouring steps.
-            generator.manual_seed((seed + step * 0x9E3779B97F4A7C15) % 2**63)
+            # Hashed, because the generator of the CPU reads the low 32 bits of a seed only.
+            mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+            generator.manual_seed(int(mixed[0]))
             return torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
 
         return normal

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ddpm_core.denoisers import Predictor
-from ddpm_core.losses import loss
+from ddpm_core.losses import loss, native
 from ddpm_core.nn.checkpoints import read_tensors, write_whole
 from ddpm_core.nn.unet import UNetConfig
 from ddpm_core.parameterisations import NAMED
@@ -92,6 +93,7 @@ class Trainer:
         net = UNet(config, dropout=self.recipe.dropout, seed=self.recipe.seed).to(self.device)
         self.net = net
         self.predict = Predictor(net, schedule, NAMED[predicts])
+        self.weight = native(NAMED[predicts])
         self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr)
         self.average = AveragedModel(net, avg_fn=self._average, use_buffers=True)
         self.done = 0
@@ -101,12 +103,17 @@ class Trainer:
         return torch.lerp(averaged, current, 1 - decay)
 
     def step(self) -> float:
-        """One step of Adam on L_simple; returns the loss."""
+        """One step of Adam on the plain squared error of the target; returns it.
+
+        For eps that is L_simple (Ho et al. 2020, Eq. 14).
+        """
         recipe = self.recipe
         x_0, y, u, eps = self._batch()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            cond: dict[str, Tensor] = {} if y is None else {"y": y}
-            value = loss(self.predict, x_0, eps, draw(self.schedule, u), **cond).mean()
+        cond: dict[str, Any] = {} if y is None else {"y": y}
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16)
+        with self._dropout_seeded(), autocast:
+            t = draw(self.schedule, u)
+            value = loss(self.predict, x_0, eps, t, self.weight, **cond).mean()
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.lr * min(1.0, (self.done + 1) / max(recipe.warmup, 1))
         self.optimiser.zero_grad()
@@ -116,6 +123,18 @@ class Trainer:
         self.average.update_parameters(self.net)
         self.done += 1
         return float(value.detach())
+
+    @contextmanager
+    def _dropout_seeded(self) -> Iterator[None]:
+        """Dropout, the one thing that draws from torch's global generator, seeded by the step."""
+        if self.recipe.dropout == 0:
+            yield
+            return
+        seed = np.random.SeedSequence((self.recipe.seed, self.done, 2)).generate_state(1)
+        cuda = [self.device] if self.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=cuda):
+            torch.manual_seed(int(seed[0]))
+            yield
 
     def _batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
         """The images, classes, uniform times and noise of the next step."""
@@ -131,14 +150,14 @@ class Trainer:
         if recipe.flip:
             mirrored = rng.random(recipe.batch) < 0.5
             images = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
-        x_0 = torch.from_numpy(np.ascontiguousarray(images)).to(self.device).float() / 127.5 - 1
+        x_0 = torch.as_tensor(np.ascontiguousarray(images)).to(self.device).float() / 127.5 - 1
         y = None
         if self.classes is not None:
             kept = rng.random(recipe.batch) >= recipe.drop_label
-            y = torch.from_numpy(np.where(kept, self.classes[index], -1)).to(self.device)
-        u = torch.from_numpy(rng.random(recipe.batch, dtype=np.float32)).to(self.device)
+            y = torch.as_tensor(np.where(kept, self.classes[index], -1)).to(self.device)
+        u = torch.as_tensor(rng.random(recipe.batch, dtype=np.float32)).to(self.device)
         eps = rng.standard_normal(x_0.shape, dtype=np.float32)
-        return x_0, y, u, torch.from_numpy(eps).to(self.device)
+        return x_0, y, u, torch.as_tensor(eps).to(self.device)
 
     def averaged(self) -> dict[str, np.ndarray]:
         """The averaged weights, which are the ones to sample from, on the host."""
@@ -170,7 +189,7 @@ class Trainer:
     def _restore(self, tensors: Mapping[str, np.ndarray], done: int) -> None:
         def part(prefix: str) -> dict[str, Tensor]:
             found = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
-            return {n: torch.from_numpy(t.copy()) for n, t in found.items()}
+            return {n: torch.as_tensor(t.copy()) for n, t in found.items()}
 
         self.net.load_state_dict(part("net."))
         self.average.module.load_state_dict(part("ema."))
@@ -184,6 +203,7 @@ class Trainer:
                 "exp_avg_sq": second[name],
             }
             for i, (name, _) in enumerate(self.net.named_parameters())
+            if name in first  # before its first step Adam has no moments
         }
         self.optimiser.load_state_dict(state)
         self.done = done
@@ -193,6 +213,7 @@ class Trainer:
             "done": self.done,
             "recipe": dataclasses.asdict(self.recipe),
             "config": dataclasses.asdict(self.net.config),
+            "schedule": repr(self.schedule),
             "predicts": self.predict.predicts.__name__,
             "images": list(self.images.shape),
         }

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import math
+import zipfile
 import zlib
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -84,8 +86,8 @@ def _read_idx(path: Path, dimensions: int) -> Array:
     head = 4 + 4 * dimensions
     if len(data) < head or data[:4] != bytes([0, 0, 8, dimensions]):
         raise ValueError(f"{path} is not an IDX file of {dimensions}-dimensional bytes")
-    shape = tuple(np.frombuffer(data, ">i4", dimensions, offset=4).tolist())
-    if len(data) != head + int(np.prod(shape)):
+    shape = tuple(np.frombuffer(data, ">u4", dimensions, offset=4).tolist())
+    if len(data) != head + math.prod(shape):
         raise ValueError(f"{path} is truncated: its header says {shape}")
     return np.frombuffer(data, np.uint8, offset=head).reshape(shape)
 
@@ -94,26 +96,26 @@ def _read_numpy(path: Path) -> Images:
     if path.suffix not in {".npy", ".npz"}:
         raise ValueError(f"{path} is neither a folder nor an .npz or .npy file")
     try:
-        loaded = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError, OSError) as error:
+        with path.open("rb") as file:
+            loaded: Any = np.load(file, allow_pickle=False)
+            zipped = hasattr(loaded, "files")
+            arrays: dict[str, Array] = dict(loaded) if zipped else {"images": loaded}
+    except (ValueError, EOFError, OSError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read as {path.suffix} ({error})") from None
-    classes = None
-    if isinstance(loaded, np.ndarray):
-        images = loaded
-    else:
-        with loaded:
-            names = loaded.files
-            images = loaded[_key(path, names, ("images", "x", "arr_0"))]
-            second = [n for n in ("classes", "labels", "y", "arr_1") if n in names]
-            classes = loaded[second[0]].astype(np.int64) if second else None
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.ndim != 4 or images.dtype != np.uint8:
+    images = arrays[_key(path, list(arrays), ("images", "x", "arr_0"))]
+    second = [name for name in ("classes", "labels", "y", "arr_1") if name in arrays]
+    classes = arrays[second[0]] if second else None
+    if classes is not None and not np.issubdtype(classes.dtype, np.integer):
+        raise ValueError(f"{path} must hold classes as integers, but holds {classes.dtype}")
+    classes = None if classes is None else classes.astype(np.int64)
+    if images.ndim not in (3, 4) or images.dtype != np.uint8:
         raise ValueError(
             f"{path} must hold uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), but holds "
             f"{images.dtype} {images.shape}"
         )
-    if images.shape[1] not in (1, 3, 4):
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.shape[1] not in (1, 3, 4):
         if images.shape[-1] not in (1, 3, 4):
             raise ValueError(f"{path} has images of shape {images.shape[1:]}: 1, 3 or 4 channels?")
         images = images.transpose(0, 3, 1, 2)
@@ -131,7 +133,7 @@ def _key(path: Path, names: list[str], wanted: tuple[str, ...]) -> str:
 
 
 def _read_pictures(folder: Path, size: int | None) -> Images:
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    from PIL import Image, ImageOps
 
     files = sorted(f for f in folder.rglob("*") if f.suffix.lower() in PICTURES)
     if not files:
@@ -142,12 +144,16 @@ def _read_pictures(folder: Path, size: int | None) -> Images:
     for file in files:
         try:
             with Image.open(file) as opened:
-                grey = opened.mode in ("1", "L", "I;16", "I", "F")
-                picture = ImageOps.exif_transpose(opened).convert("L" if grey else "RGB")
+                picture = ImageOps.exif_transpose(opened)
+                if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
+                    picture = Image.fromarray(
+                        np.rint(np.asarray(picture).clip(0, 65535) / 257).astype(np.uint8)
+                    )
+                picture = picture.convert("L" if picture.mode in ("1", "L", "F") else "RGB")
                 if size is not None:
                     picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
                 pictures.append(np.asarray(picture))
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        except (OSError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"{file} is not an image that can be read ({error})") from None
     if any(p.ndim == 3 for p in pictures):
         pictures = [p if p.ndim == 3 else np.stack([p] * 3, axis=-1) for p in pictures]

@@ -129,8 +129,9 @@ def parse_classes(classes: str | None, checkpoint: Checkpoint, count: int) -> Ar
         return np.arange(count) % total if total else None
     if total == 0:
         raise ValueError("--classes was given, but this model has no classes")
-    known = {label.lower(): i for i, label in enumerate(checkpoint.labels)}
-    known |= {str(i): i for i in range(total)} | {"none": -1}
+    known = {str(i): i for i in range(total)} | {"none": -1}
+    # Names last: a class that is called 7 is asked for by its name, whichever its number.
+    known |= {label.lower(): i for i, label in enumerate(checkpoint.labels)}
     names = [name.strip() for name in classes.split(",")]
     for name in names:
         if name.lower() not in known:

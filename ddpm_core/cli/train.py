@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -22,7 +23,10 @@ from ddpm_core.schedules import Discrete, cosine, linear
 if TYPE_CHECKING:
     from ddpm_core_torch.training import Trainer
 
-SCHEDULES = {"linear": lambda T: linear(T, rescale=True), "cosine": cosine}
+SCHEDULES: dict[str, Callable[[int], Discrete]] = {
+    "linear": lambda T: linear(T, rescale=True),
+    "cosine": cosine,
+}
 
 
 def train(
@@ -72,8 +76,9 @@ def train(
         raise ValueError(f"no target {predicts!r}; there are {', '.join(NAMED)}")
     if precision not in ("auto", "float32", "bfloat16"):
         raise ValueError(f"--precision must be auto, float32 or bfloat16, but is {precision!r}")
-    for name, value in (("steps", steps), ("save-every", save_every), ("size", size or 1)):
-        if value < 1:
+    counts = {"steps": steps, "save-every": save_every, "sample-every": sample_every, "size": size}
+    for name, value in counts.items():
+        if value is not None and value < 1:
             raise ValueError(f"--{name} must be at least 1, but is {value}")
     levels = SCHEDULES[schedule](T)
     found = datasets.read(data, size=size)
@@ -131,7 +136,7 @@ def _trainer(
         return Trainer(
             images, classes, config, levels, predicts, Recipe(bfloat16=bfloat16, **recipe), device
         )
-    except RuntimeError as error:
+    except (RuntimeError, AssertionError) as error:  # the second, of a torch without CUDA
         raise ValueError(
             f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
         ) from None

@@ -96,9 +96,12 @@ def load(path: str | Path) -> Checkpoint:
         config = UNetConfig(**about["config"])
         schedule = _SCHEDULES[kind](**fields)
         size = (int(about["size"][0]), int(about["size"][1]))
+        factor = 2 ** (len(config.widths) - 1)
+        if any(n < 1 or n % factor for n in size):
+            raise ValueError(f"a size {size} that {len(config.widths)} resolutions cannot halve")
         predicts = NAMED[about["predicts"]].__name__
         labels, notes = tuple(about["labels"]), about["notes"]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
         raise ValueError(f"{path} has metadata that cannot be read: {error!r}") from None
     check_names(path, {n: t.shape for n, t in tensors.items()}, parameter_shapes(config))
     params = {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
@@ -112,11 +115,11 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        file: Any
-        with safe_open(path, framework="np") as file:
+        opened: Any = safe_open(path, framework="np")
+        with opened as file:
             names: list[str] = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except SafetensorError as error:
+    except (SafetensorError, TypeError) as error:  # the second, of types that NumPy lacks
         raise ValueError(f"{path} is not a safetensors file, or is truncated ({error})") from None
 
 
@@ -143,19 +146,25 @@ def check_names(
 
 
 def write_whole(path: str | Path, data: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames: whole, or not at all."""
+    """Writes a file under a temporary name beside it, then renames: whole, or not at all.
+
+    An OSError names the file, not the temporary one.
+    """
     path = Path(path)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).chmod(0o666 & ~_umask())
-        Path(temporary).replace(path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
+        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            Path(temporary).chmod(0o666 & ~_umask())
+            Path(temporary).replace(path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from None
 
 
 def _umask() -> int:

@@ -48,8 +48,9 @@ class Ops:
         out = xp.reshape(bias, (1, -1, 1))
         for i in range(k):
             for j in range(k):
-                tap = h[:, :, i : i + stride * height : stride, j : j + stride * width : stride]
-                tap = tap[:, :, :height, :width]
+                rows = slice(i, i + stride * (height - 1) + 1, stride)
+                columns = slice(j, j + stride * (width - 1) + 1, stride)
+                tap = h[:, :, rows, columns]
                 out = out + weight[:, :, i, j] @ xp.reshape(tap, (batch, channels, height * width))
         return xp.reshape(out, (batch, -1, height, width))
 
@@ -59,9 +60,10 @@ class Ops:
         weight, bias: (C,)
         """
         xp = array_namespace(h)
-        grouped = xp.reshape(h, (h.shape[0], groups, -1))
-        mean = xp.mean(grouped, axis=-1, keepdims=True)
-        var = xp.mean((grouped - mean) ** 2, axis=-1, keepdims=True)
+        batch, channels, height, width = h.shape
+        grouped = xp.reshape(h, (batch, groups, channels // groups, height, width))
+        mean = xp.mean(grouped, axis=(2, 3, 4), keepdims=True)
+        var = xp.mean((grouped - mean) ** 2, axis=(2, 3, 4), keepdims=True)
         normed = xp.reshape((grouped - mean) / xp.sqrt(var + eps), h.shape)
         return normed * xp.reshape(weight, (1, -1, 1, 1)) + xp.reshape(bias, (1, -1, 1, 1))
 
@@ -74,7 +76,8 @@ class Ops:
     def silu(self, x: Array) -> Array:
         """X sigmoid(x), of a map or of a vector."""
         xp = array_namespace(x)
-        return x / (1.0 + xp.exp(-x))
+        small = xp.exp(-xp.abs(x))  # never overflows
+        return x * xp.where(x >= 0, xp.ones_like(x), small) / (1.0 + small)
 
     def linear(self, x: Array, weight: Array, bias: Array) -> Array:
         """(B, C) to (B, O). weight: (O, C); bias: (O,)"""

@@ -219,7 +219,7 @@ def initialise(config: UNetConfig, rng: np.random.Generator) -> dict[str, Array]
 
 
 def _sinusoids(timestep: Array, width: int, x: Array) -> Array:
-    """[sin, cos] of the timestep at width / 2 frequencies from 1 to 1/10000: (B, width).
+    """[sin, cos] of the timestep at width // 2 frequencies from 1 to 1/10000: (B, width).
 
     Vaswani et al. 2017 with the frequencies of the code of Ho et al. 2020. Angles reach 999, which
     half precision cannot hold: they are taken in float32 at least, and cast last.
@@ -229,8 +229,12 @@ def _sinusoids(timestep: Array, width: int, x: Array) -> Array:
     dtype = xp.float64 if x.dtype == xp.float64 else xp.float32
     steps = np.arange(half) / max(half - 1, 1)
     rates = xp.asarray((10000.0**-steps).tolist(), dtype=dtype, **device_of(xp, x))
-    angles = xp.reshape(xp.astype(timestep, dtype), (-1, 1)) * xp.reshape(rates, (1, -1))
-    return astype(xp, xp.concat([xp.sin(angles), xp.cos(angles)], axis=-1), x.dtype)
+    time = xp.reshape(xp.astype(timestep, dtype), (-1, 1))
+    angles = time * xp.reshape(rates, (1, -1))
+    parts = [xp.sin(angles), xp.cos(angles)]
+    if width % 2:
+        parts.append(xp.zeros_like(time))
+    return astype(xp, xp.concat(parts, axis=-1), x.dtype)
 
 
 def _class_vectors(table: Array, y: Array) -> Array:

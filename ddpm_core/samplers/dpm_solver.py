@@ -28,7 +28,7 @@ def dpmpp_2m(
     h = half_log_snr_steps(levels)
     extra = np.zeros(steps)  # h / (2 h_prev), 0 where there is no m_1 or s is clean data
     middle = slice(1, steps if s.sigma[-1] > 0 else steps - 1)
-    extra[middle] = (h[1:] / (2 * h[:-1]))[: len(extra[middle])]
+    extra[middle] = h[middle] / (2 * h[:-1][: len(h[middle])])
     on_d = -s.alpha * np.expm1(-h)
     return table(
         "dpmpp_2m",

@@ -50,7 +50,7 @@ def trajectory(
     >>> import numpy as np
     >>> steps = trajectory(DatasetOracle(np.eye(2)), ddim(linear(), 3), np.ones((1, 2)))
     >>> [round(float(step.level.sigma), 3) for step in steps]
-    [0.994, 0.825, 0.0]
+    [0.994, 0.824, 0.0]
     """
     check_start(x)
     state = sampler.start(x)

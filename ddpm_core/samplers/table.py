@@ -16,7 +16,7 @@ from array_api_compat import array_namespace, is_jax_namespace
 
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.grids import Grid, trailing
-from ddpm_core.levels import Level, astype, combine, level_at, widen
+from ddpm_core.levels import Level, astype, combine, level_at, same_library, widen
 from ddpm_core.parameterisations import Parameterisation, reading, x0
 from ddpm_core.schedules import Schedule
 
@@ -94,7 +94,7 @@ class Sampler:
     def start(self, x: Array) -> State:
         """The state at levels[0], where x is a draw of q(x_t), or noise if that is near enough."""
         # Zeros, not empty: a row multiplies what is not there yet by 0, and 0 times inf is not 0.
-        nothing = 0.0 * x
+        nothing = array_namespace(x).zeros_like(x)
         return State(x, x, (nothing,) * (self.point.shape[-1] - 4))
 
     def rows(self) -> list[Row]:
@@ -139,7 +139,7 @@ def advance(row: Row, state: State, y: Array, z: Array | None = None) -> State:
 
     Half-precision states are combined in float32 and cast back.
     """
-    xp = array_namespace(state.point)
+    xp = same_library(point=state.point, y=y, **({} if z is None else {"z": z}))
     dtype = state.point.dtype
     point, anchor, y, *memory = (
         widen(xp, a) for a in (state.point, state.anchor, y, *state.memory)
@@ -177,7 +177,7 @@ def levels_of(schedule: Schedule, steps: int, grid: Grid = trailing, times: Any 
             f"has shape {times.shape}"
         )
     levels = schedule(times)
-    fall = np.diff(levels.logsnr) > 0
+    fall = levels.logsnr[1:] > levels.logsnr[:-1]  # no difference: inf - inf at two clean times
     if not fall.all():
         i = int(np.argmin(fall)) + 1
         raise ValueError(

@@ -6,6 +6,7 @@ converts to any array library.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -46,12 +47,15 @@ def betas(draw: st.DrawFn, max_T: int = 200) -> Array:
 def discrete_schedules(max_T: int = 200) -> st.SearchStrategy[Discrete]:
     """Discrete schedules: every named one, and random betas."""
     T = st.integers(2, max_T)
-    named = st.sampled_from([quadratic, scaled_linear, cosine, beta_sigmoid, alphabar_sigmoid])
-    return st.one_of(
-        betas(max_T).map(from_betas),
-        st.builds(lambda f, T: f(T), named, T),
-        st.builds(lambda T: linear(T, rescale=T > 20), T),
-    )
+    makers: list[Callable[[int], Discrete]] = [
+        quadratic,
+        scaled_linear,
+        cosine,
+        beta_sigmoid,
+        alphabar_sigmoid,
+        lambda T: linear(T, rescale=T > 20),
+    ]
+    return st.one_of(betas(max_T).map(from_betas), st.sampled_from(makers).flatmap(T.map))
 
 
 def schedules(max_T: int = 200, *, zero_terminal: bool = False) -> st.SearchStrategy[Schedule]:

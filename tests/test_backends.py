@@ -1,0 +1,185 @@
+"""Backends: one door for all, and what each supplies."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import EntryPoint
+
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+import ddpm_core as ddpm
+from ddpm_core import backends
+from ddpm_core.nn import Ops, UNetConfig, initialise
+from ddpm_core_numpy import NumPy
+
+NAMES = ["numpy", "torch"]
+
+
+class Mine(ddpm.Backend):
+    """A third party's backend: the reference operations, on NumPy."""
+
+    name = "mine"
+
+    def __init__(self, device=None, dtype="float32"):
+        self.xp, self.device, self.dtype, self.ops = np, "cpu", np.dtype(dtype), Ops()
+
+
+@pytest.fixture
+def register(monkeypatch):
+    """Adds entry points to those that are installed."""
+    found = backends.discover()
+
+    def add(name: str, value: str) -> None:
+        found[name] = EntryPoint(name, value, backends.GROUP)
+        monkeypatch.setattr(backends, "discover", lambda: found)
+
+    return add
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_by_entry_point(name):
+    """The built-in backends come through the door that is open to everyone."""
+    assert name in backends.discover()
+    on = ddpm.backend(name)
+    assert isinstance(on, ddpm.Backend)
+    assert on.name == name
+    assert type(on) is backends.discover()[name].load()
+
+
+def test_third_party(register):
+    """A registered subclass that gives only arrays and operations samples like a built-in one."""
+    register("mine", f"{__name__}:Mine")
+    sys.modules.setdefault(__name__, sys.modules[Mine.__module__])
+    on = ddpm.backend("mine", dtype="float64")
+    assert isinstance(on, Mine)
+    config = UNetConfig(channels=1, out_channels=1, widths=(4,), attention=(), groups=2)
+    params = initialise(config, np.random.default_rng(0))
+    x, t = np.random.default_rng(1).standard_normal((2, 1, 3, 3)), np.array([3.0, 999.0])
+    found = on.network(params, config)(x, t)
+    wanted = NumPy(dtype="float64").network(params, config)(x, t)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+    assert on.compile(found.sum) == found.sum
+
+
+def test_unknown_name(register):
+    """An unknown name is answered with the names that there are, and the way to add one."""
+    register("mine", f"{__name__}:Mine")
+    with pytest.raises(LookupError, match="no backend 'tf'") as caught:
+        ddpm.backend("tf")
+    assert all(name in str(caught.value) for name in ("mine, numpy", "torch", backends.GROUP))
+
+
+def test_missing_library(monkeypatch):
+    """Without its library a backend is an ImportError with the line that installs it."""
+    for module in [m for m in sys.modules if m.split(".")[0] == "ddpm_core_torch"]:
+        monkeypatch.delitem(sys.modules, module)
+    for module in [m for m in sys.modules if m.startswith("array_api_compat.torch")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "torch", None)
+    with pytest.raises(ImportError, match=r"needs torch: pip install 'ddpm-core\[torch\]'"):
+        ddpm.backend("torch")
+
+
+def test_missing_module_of_third_party(register):
+    """The module that is missing is named, also where it is not the backend's own name."""
+    register("other", "a_module_that_is_not_there:Other")
+    with pytest.raises(ImportError, match="backend 'other' needs a_module_that_is_not_there"):
+        ddpm.backend("other")
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong", "message"),
+    [
+        ("numpy", {"device": "cuda"}, "NumPy has no device 'cuda'"),
+        ("numpy", {"dtype": "bfloat16"}, "float32 or float64, not bfloat16"),
+        ("torch", {"device": "nowhere"}, "torch cannot use device 'nowhere'"),
+        ("torch", {"dtype": "float31"}, "no floating-point dtype 'float31'"),
+        ("torch", {"dtype": "int32"}, "no floating-point dtype 'int32'"),
+        ("torch", {"dtype": "nn"}, "no floating-point dtype 'nn'"),
+    ],
+)
+def test_wrong_device_or_dtype(name, wrong, message):
+    """A device or dtype that the library lacks is a ValueError of one line."""
+    with pytest.raises(ValueError, match=message) as caught:
+        ddpm.backend(name, **wrong)
+    assert "\n" not in str(caught.value)
+
+
+def test_device_of_another_build():
+    """A device that torch knows but this build lacks is refused at once, not in the first step."""
+    torch = pytest.importorskip("torch")
+    if torch.cuda.is_available():
+        pytest.skip("this torch has CUDA")
+    with pytest.raises(ValueError, match="torch cannot use device 'cuda'"):
+        ddpm.backend("torch", device="cuda")
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_there_and_back(name, dtype):
+    """`to_numpy` undoes `asarray`, to the bit, in the backend's dtype or one asked for."""
+    on = ddpm.backend(name, dtype=dtype)
+    a = np.random.default_rng(0).standard_normal((3, 4)).astype(dtype)
+    assert on.asarray(a).dtype == on.dtype
+    np.testing.assert_array_equal(on.to_numpy(on.asarray(a)), a, strict=True)
+    whole = np.array([-1, 0, 2**40])
+    np.testing.assert_array_equal(on.to_numpy(on.asarray(whole, on.xp.int64)), whole, strict=True)
+
+
+def test_bfloat16_on_the_host():
+    """NumPy has no bfloat16: such values come back as float32, unchanged."""
+    pytest.importorskip("torch")
+    on = ddpm.backend("torch", dtype="bfloat16")
+    a = np.array([1.0, -0.5, 2.0**20], dtype=np.float32)  # exact in 8 bits
+    np.testing.assert_array_equal(on.to_numpy(on.asarray(a)), a, strict=True)
+    assert on.noise(0)(1, (3,)).dtype == on.dtype
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_is_a_function(name):
+    """Noise is a pure function of (seed, step): the same again, and another for another."""
+    on = ddpm.backend(name)
+
+    def drawn(seed: int, step: int) -> np.ndarray:
+        return on.to_numpy(on.noise(seed)(step, (4, 5)))
+
+    first = drawn(0, 3)
+    assert first.dtype == np.float32
+    drawn(1, 7)
+    np.testing.assert_array_equal(drawn(0, 3), first)
+    others = [drawn(0, 0), drawn(0, 2), drawn(0, 4), drawn(1, 3), drawn(3, 0), drawn(2**40, 3)]
+    assert all((first != other).mean() > 0.9 for other in others)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_noise_is_normal(name):
+    """Noise is standard normal, within a step and across steps and seeds (Kolmogorov-Smirnov)."""
+    on = ddpm.backend(name)
+    within = on.to_numpy(on.noise(5)(2, (20_000,)))
+    across = np.concatenate(
+        [on.to_numpy(on.noise(s)(i, (1,))) for s in range(25) for i in range(80)]
+    )
+    # Fixed draws: a correct generator would fail with probability 1e-4 if they were not.
+    assert kstest(within, "norm").pvalue > 1e-4
+    assert kstest(across, "norm").pvalue > 1e-4
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_network_leaves_params_alone(name):
+    """Packing copies: the host's parameters, also read-only ones, are what they were."""
+    config = UNetConfig(channels=1, out_channels=1, widths=(4, 4), groups=2)
+    params = initialise(config, np.random.default_rng(0))
+    before = {key: p.copy() for key, p in params.items()}
+    on = ddpm.backend(name)
+    net = on.network(params, config)
+    net(on.asarray(np.ones((1, 1, 4, 4))), on.asarray(np.ones(1)))
+    assert all((params[key] == before[key]).all() for key in before)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_repr_says_where(name):
+    """A backend prints as its class, device and dtype."""
+    text = repr(ddpm.backend(name, dtype="float64"))
+    assert all(part in text for part in ("device=", "cpu", "dtype=", "float64"))

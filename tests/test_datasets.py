@@ -1,0 +1,311 @@
+"""Reading images: IDX files, folders of pictures, NumPy files, and what is none of them."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import struct
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ddpm_core.cli.datasets import FASHION, read, to_range
+
+REAL = Path("/usr/share/datasets/fashion-mnist")
+RNG = np.random.default_rng(0)
+IMAGES = RNG.integers(0, 256, (5, 4, 6), dtype=np.uint8)
+CLASSES = np.array([2, 0, 1, 2, 0], dtype=np.uint8)
+
+
+def idx(a: np.ndarray) -> bytes:
+    """The IDX format (yann.lecun.com/exdb/mnist): 0, 0, 8 = bytes, dimensions, sizes, data."""
+    return struct.pack(f">4B{a.ndim}I", 0, 0, 8, a.ndim, *a.shape) + a.tobytes()
+
+
+def idx_folder(folder: Path, images: bytes, classes: bytes, ending: str = "") -> Path:
+    folder.mkdir(exist_ok=True)
+    (folder / f"train-images-idx3-ubyte{ending}").write_bytes(images)
+    (folder / f"train-labels-idx1-ubyte{ending}").write_bytes(classes)
+    return folder
+
+
+def picture(path: Path, a: np.ndarray, **options) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(a).save(path, **options)
+    return path
+
+
+def refused(path: Path, message: str, error: type[Exception] = ValueError, **options) -> None:
+    with pytest.raises(error, match=message) as caught:
+        read(path, **options)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+# IDX. ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx(tmp_path, zipped):
+    """IDX files, plain or zipped, are (N, 1, H, W) in the order of the file."""
+    pack = gzip.compress if zipped else bytes
+    found = read(
+        idx_folder(tmp_path, pack(idx(IMAGES)), pack(idx(CLASSES)), ".gz" if zipped else "")
+    )
+    np.testing.assert_array_equal(found.images, IMAGES[:, None], strict=True)
+    np.testing.assert_array_equal(found.classes, CLASSES)
+    assert found.labels == ("0", "1", "2")
+
+
+def test_idx_other_split(tmp_path):
+    """A split that is not there is a folder without pictures."""
+    refused(idx_folder(tmp_path, idx(IMAGES), idx(CLASSES)), "no IDX files", split="t10k")
+
+
+def test_idx_truncated(tmp_path):
+    """IDX data that is too short, or too long, is refused, at whatever length."""
+    whole = idx(IMAGES)
+    for data in (b"", whole[:3], whole[:15], whole[:16], whole[:-1], whole + b"\0"):
+        refused(idx_folder(tmp_path, data, idx(CLASSES)), "is not an IDX file|is truncated")
+    zipped = gzip.compress(whole)
+    (tmp_path / "train-images-idx3-ubyte").unlink()
+    for data in (zipped[: len(zipped) // 2], zipped[:-1], whole):
+        refused(idx_folder(tmp_path, data, b"", ".gz"), "not a gzip file, or is truncated")
+
+
+def test_idx_wrong_header(tmp_path):
+    """Another type of data, another number of dimensions and absurd sizes are refused."""
+    floats = struct.pack(">4B3I", 0, 0, 13, 3, *IMAGES.shape) + IMAGES.tobytes()
+    for data in (floats, idx(CLASSES), b"\x89PNG" + idx(IMAGES)[4:]):
+        refused(idx_folder(tmp_path, data, idx(CLASSES)), "not an IDX file of 3-dimensional")
+    for sizes in ((2**32 - 1, 2**32 - 1, 784), (2**31, 2**31, 4), (0, 28, 28)):
+        data = struct.pack(">4B3I", 0, 0, 8, 3, *sizes)
+        refused(idx_folder(tmp_path, data, idx(CLASSES)), "truncated|images but 5 labels")
+
+
+def test_idx_mismatch(tmp_path):
+    """As many labels as images, or an error with both counts; labels there must be."""
+    refused(idx_folder(tmp_path, idx(IMAGES), idx(CLASSES[:4])), "5 train images but 4 labels")
+    (tmp_path / "train-labels-idx1-ubyte").unlink()
+    refused(tmp_path, r"has no train-labels", FileNotFoundError)
+
+
+def test_fashion_mnist():
+    """Fashion-MNIST itself: 60,000 and 10,000 images, balanced, of known mean and deviation."""
+    if not REAL.is_dir():
+        pytest.skip(f"{REAL} is not there (Debian: dataset-fashion-mnist)")
+    train, test = read(REAL), read(REAL, split="t10k")
+    assert train.images.shape == (60_000, 1, 28, 28)
+    assert test.images.shape == (10_000, 1, 28, 28)
+    assert train.labels == test.labels == FASHION
+    np.testing.assert_array_equal(np.bincount(train.classes), np.full(10, 6000))
+    np.testing.assert_array_equal(np.bincount(test.classes), np.full(10, 1000))
+    # Mean and deviation of the training pixels: 0.2860 and 0.3530 of 255, which are the numbers
+    # in the issues and examples of github.com/zalandoresearch/fashion-mnist.
+    assert train.images.mean() == pytest.approx(72.94, abs=0.005)
+    assert train.images.std() == pytest.approx(90.02, abs=0.005)
+
+
+# Pictures. ----------------------------------------------------------------------------------------
+
+
+def test_grey_pictures(tmp_path):
+    """Grey pictures are one channel, in the order of their names, without classes."""
+    for i in (1, 0, 2):
+        picture(tmp_path / f"{i}.PNG", IMAGES[i])
+    found = read(tmp_path)
+    np.testing.assert_array_equal(found.images, IMAGES[:3, None], strict=True)
+    assert (found.classes, found.labels) == (None, ())
+
+
+def test_mixed_pictures(tmp_path):
+    """One picture in colour makes all three-channel; grey ones have three equal channels."""
+    colour = RNG.integers(0, 256, (4, 6, 3), dtype=np.uint8)
+    alpha = np.concatenate([colour, np.full((4, 6, 1), 255, np.uint8)], axis=-1)
+    picture(tmp_path / "a.png", IMAGES[0])
+    picture(tmp_path / "b.png", colour)
+    picture(tmp_path / "c.png", alpha)
+    wanted = [np.stack([IMAGES[0]] * 3), colour.transpose(2, 0, 1), colour.transpose(2, 0, 1)]
+    np.testing.assert_array_equal(read(tmp_path).images, np.stack(wanted), strict=True)
+
+
+def test_16_bit_pictures(tmp_path):
+    """White stays white and grey grey: 16-bit values are scaled to bytes, not cut off at 255."""
+    grey = np.array([[0, 257 * 100, 65535], [128, 129, 257]], dtype=np.uint16)
+    picture(tmp_path / "a.png", grey)
+    picture(tmp_path / "b.tif", grey.astype(np.int32))
+    for found in read(tmp_path).images:
+        np.testing.assert_array_equal(found[0], [[0, 100, 255], [0, 1, 1]])
+
+
+def test_sub_folders_are_classes(tmp_path):
+    """The first folder below is the class, however deep the picture lies; labels are sorted."""
+    for i, place in enumerate(("dog/1.png", "cat/far/down/1.png", "dog/2.png", "ant/1.png")):
+        picture(tmp_path / place, IMAGES[i])
+    found = read(tmp_path)
+    assert found.labels == ("ant", "cat", "dog")
+    wanted = {0: [IMAGES[3]], 1: [IMAGES[1]], 2: [IMAGES[0], IMAGES[2]]}
+    for k, images in wanted.items():
+        np.testing.assert_array_equal(found.images[found.classes == k, 0], images)
+    picture(tmp_path / "loose.png", IMAGES[4])
+    assert read(tmp_path).classes is None
+
+
+def test_size_crops_the_middle(tmp_path):
+    """With a size, pictures become squares of it: the middle of the longer side is kept."""
+    wide, tall = RNG.integers(0, 256, (2, 8, 24), dtype=np.uint8)
+    picture(tmp_path / "a.png", wide)
+    picture(tmp_path / "b.png", tall.T)
+    found = read(tmp_path, size=8).images
+    wanted = np.stack([wide[:, 8:16], tall.T[8:16]])[:, None]
+    np.testing.assert_array_equal(found, wanted, strict=True)
+    assert read(tmp_path, size=4).images.shape == (2, 1, 4, 4)
+    refused(tmp_path, "different sizes .*pass a size")
+
+
+def test_exif_rotation(tmp_path):
+    """A photo lies as its EXIF orientation says: 6 means that it must be turned clockwise."""
+    exif = Image.Exif()
+    exif[0x0112] = 6  # the tag Orientation (Exif 2.3, section 4.6.4)
+    picture(tmp_path / "a.png", IMAGES[0], exif=exif)
+    np.testing.assert_array_equal(read(tmp_path).images[0, 0], np.rot90(IMAGES[0], -1))
+
+
+def test_broken_pictures(tmp_path):
+    """A file that is named like a picture and is none stops the reading, and is named."""
+    picture(tmp_path / "a.png", RNG.integers(0, 256, (40, 40), dtype=np.uint8))
+    whole = (tmp_path / "a.png").read_bytes()
+    broken = tmp_path / "b.png"
+    for data in (
+        b"",
+        b"not a picture",
+        whole[:60],
+        whole[: len(whole) // 2],
+        whole[:8] + b"x" * 99,
+    ):
+        broken.write_bytes(data)
+        with pytest.raises(ValueError, match=r"b\.png is not an image that can be read") as caught:
+            read(tmp_path)
+        assert "\n" not in str(caught.value)
+
+
+def test_huge_picture(tmp_path, monkeypatch):
+    """What Pillow takes for a decompression bomb is refused like any other bad picture."""
+    picture(tmp_path / "a.png", IMAGES[0])
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
+    with pytest.raises(ValueError, match=r"a\.png is not an image that can be read"):
+        read(tmp_path)
+
+
+def test_nothing_there(tmp_path):
+    """An empty folder, a text file and a path to nowhere are each said for what they are."""
+    refused(tmp_path, "no IDX files and no pictures")
+    (tmp_path / "a.txt").write_text("text")
+    refused(tmp_path, "no IDX files and no pictures")
+    refused(tmp_path / "a.txt", r"neither a folder nor an \.npz or \.npy")
+    refused(tmp_path / "none", "no data at", FileNotFoundError)
+
+
+# NumPy files. -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "moved"),
+    [
+        ((5, 4, 6), lambda a: a[:, None]),
+        ((5, 3, 6), lambda a: a[:, None]),  # three rows are rows, not channels
+        ((5, 5, 6, 3), lambda a: np.moveaxis(a, 3, 1)),
+        ((5, 8, 6, 1), lambda a: np.moveaxis(a, 3, 1)),
+        ((5, 3, 4, 6), lambda a: a),
+        ((5, 1, 4, 6), lambda a: a),
+    ],
+)
+def test_npy_layouts(tmp_path, shape, moved):
+    """(N, H, W), channels last and channels first all become (N, C, H, W)."""
+    a = RNG.integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", a)
+    found = read(tmp_path / "a.npy")
+    np.testing.assert_array_equal(found.images, moved(a), strict=True)
+    assert found.classes is None
+
+
+@pytest.mark.parametrize(("images", "classes"), [("images", "classes"), ("x", "y"), (None, None)])
+def test_npz_names(tmp_path, images, classes):
+    """An .npz names its images and classes, or holds them in that order."""
+    if images is None:
+        np.savez(tmp_path / "a.npz", IMAGES, CLASSES)
+    else:
+        np.savez(tmp_path / "a.npz", **{images: IMAGES, classes: CLASSES, "other": RNG.random(3)})
+    found = read(tmp_path / "a.npz")
+    np.testing.assert_array_equal(found.images, IMAGES[:, None])
+    np.testing.assert_array_equal(found.classes, CLASSES)
+    assert found.labels == ("0", "1", "2")
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"images": IMAGES.astype(np.float32)}, r"must hold uint8 images .* float32 \(5, 4, 6\)"),
+        ({"images": IMAGES[0]}, r"must hold uint8 images .* uint8 \(4, 6\)"),
+        ({"images": np.zeros((5, 6, 6, 2), np.uint8)}, "1, 3 or 4 channels"),
+        ({"pixels": IMAGES}, "none of images, x, arr_0, but pixels"),
+        ({}, "none of images, x, arr_0, but nothing"),
+        ({"images": IMAGES, "classes": CLASSES[:3]}, "one class of at least 0 per image"),
+        ({"images": IMAGES, "classes": [0, -1, 0, 0, 0]}, "one class of at least 0 per image"),
+        ({"images": IMAGES, "classes": CLASSES / 2}, "classes as integers, but holds float64"),
+        ({"images": IMAGES, "classes": list("abcde")}, "classes as integers, but holds <U1"),
+        ({"images": IMAGES[:0]}, "has no images"),
+        ({"images": IMAGES.astype(object)}, r"cannot be read as \.npz"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else ", ".join(value),
+)
+def test_wrong_npz(tmp_path, arrays, message):
+    """Arrays that are not images and classes are refused by name, dtype and shape."""
+    np.savez(tmp_path / "a.npz", **arrays)
+    refused(tmp_path / "a.npz", message)
+
+
+def test_pickled_arrays_are_not_loaded(tmp_path):
+    """An array of objects is a pickle: refused unread."""
+    mark = tmp_path / "ran"
+
+    class Bomb:
+        def __reduce__(self):
+            return Path.touch, (mark,)
+
+    np.save(tmp_path / "a.npy", np.array([Bomb()], dtype=object), allow_pickle=True)
+    np.savez(tmp_path / "a.npz", images=np.array([Bomb()], dtype=object))
+    for name in ("a.npy", "a.npz"):
+        refused(tmp_path / name, "cannot be read as")
+    assert not mark.exists()
+
+
+def test_broken_numpy_files(tmp_path):
+    """Cut off or damaged, an .npy or .npz is refused."""
+    whole = io.BytesIO()
+    np.savez_compressed(whole, images=IMAGES)
+    data = bytearray(whole.getvalue())
+    with zipfile.ZipFile(whole) as opened:
+        start = opened.infolist()[0].header_offset + 60
+    damaged = data.copy()
+    damaged[start : start + 20] = bytes(20)
+    for broken in (b"", data[:50], data[:-10], damaged):
+        (tmp_path / "a.npz").write_bytes(broken)
+        refused(tmp_path / "a.npz", r"cannot be read as \.npz")
+    np.save(tmp_path / "a.npy", IMAGES)
+    whole_npy = (tmp_path / "a.npy").read_bytes()
+    for broken in (b"", whole_npy[:20], whole_npy[:-1], b"not an array"):
+        (tmp_path / "a.npy").write_bytes(broken)
+        refused(tmp_path / "a.npy", r"cannot be read as \.npy")
+
+
+def test_range():
+    """Bytes fill [-1, 1], evenly (Ho et al. 2020, section 3.3)."""
+    found = to_range(np.arange(256, dtype=np.uint8))
+    assert found.dtype == np.float32
+    # Rounded once at 1 and once at 2 at most.
+    np.testing.assert_allclose(found, np.linspace(-1, 1, 256), rtol=0, atol=2.0**-23)
+    assert (found[0], found[-1]) == (-1, 1)

@@ -1,0 +1,96 @@
+"""The README: every block of code runs, every command works, every link leads somewhere."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import readme
+
+ROOT, TEXT = readme.ROOT, readme.README.read_text("utf-8")
+#: What a fresh environment gets by these is this environment.
+INSTALLS = ("pip install", "pytest")
+PARTS = [part for line in readme.commands() for part in line.split(" && ")]
+
+
+@pytest.mark.parametrize("block", readme.blocks("python"), ids=lambda b: b.splitlines()[0][:40])
+def test_python_blocks(block, tmp_path, monkeypatch):
+    """Each block runs by itself, and its warnings are errors."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.chdir(tmp_path)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # small arrays: more threads would only wait for each other
+    try:
+        exec(compile(block, "README.md", "exec"), {"__name__": "readme_block"})
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("command", [c for c in PARTS if not c.startswith(INSTALLS)])
+def test_console_lines(command, tmp_path):
+    """Each command does what it says, in few steps here."""
+    words = shlex.split(command)
+    assert words[0] == "ddpm-core"
+    if words[1] in ("sample", "train"):
+        words += ["--steps", "2"]
+    if words[1] == "train":
+        _photos(tmp_path / "photos")
+        words += ["--batch", "4"]
+    words[0] = str(Path(sys.executable).with_name("ddpm-core"))
+    ran = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
+    wanted = {"sample": {"samples.png"}, "train": {"runs/photos/model.safetensors"}, "info": set()}
+    assert wanted[words[1]] <= written
+    for option in ("--gif", "--out"):
+        if option in words:
+            assert (tmp_path / words[words.index(option) + 1]).exists()
+
+
+def _photos(folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+
+
+def test_commands():
+    """One command installs and samples without torch, one installs and runs these tests."""
+    main, tests = readme.commands()[:2]
+    assert re.fullmatch(r"pip install '\.\[cli\]' && ddpm-core sample", main)
+    assert tests == readme.test_command()
+    assert tests.startswith("pip install")
+    assert "-c constraints.txt" in tests
+    said = subprocess.run(
+        [sys.executable, ROOT / "tests" / "readme.py", "test-command"],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert said.stdout == tests + "\n"
+
+
+def test_links():
+    """Each relative link is a file of the project."""
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link.split("#")[0]).exists()] == []
+
+
+def test_extras_exist():
+    """Each extra that the README tells to install is one that the package has."""
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    extras = set(project["optional-dependencies"])
+    named = set(re.findall(r"(?:\.|ddpm-core|`)\[(\w+)\]", TEXT))
+    assert {"cli", "torch", "test"} <= named <= extras

@@ -1,0 +1,495 @@
+"""The samplers: their tables against closed forms, and the loops that run them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import special_ortho_group
+
+import ddpm_core as ddpm
+from ddpm_core.levels import level_at, steps_of
+from ddpm_core.testing import strategies
+
+EPS = np.finfo(np.float64).eps
+LINEAR = ddpm.linear()
+ZERO = ddpm.zero_terminal_snr(LINEAR)
+
+SOLVERS = {
+    "ddim": ddpm.ddim,
+    "ddim eta": lambda schedule, steps, **kw: ddpm.ddim(schedule, steps, 0.7, **kw),
+    "ancestral": ddpm.ancestral,
+    "large": lambda schedule, steps, **kw: ddpm.ancestral(schedule, steps, ddpm.large, **kw),
+    "dpmpp_2m": ddpm.dpmpp_2m,
+}
+solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+
+
+@st.composite
+def paths(draw, zero_terminal: bool = False):
+    """A schedule and a grid of its times down to clean data."""
+    schedule = draw(strategies.discrete_schedules(40) | st.builds(ddpm.VP))
+    if zero_terminal:
+        schedule = draw(strategies.discrete_schedules(40).filter(lambda s: s.T > 2))
+        schedule = ddpm.zero_terminal_snr(schedule)
+    times = draw(strategies.grids(schedule, 8))
+    if zero_terminal:
+        times = np.append(float(schedule.T), times[times < schedule.T])
+    return schedule, times
+
+
+def build(solver, path) -> ddpm.Sampler:
+    schedule, times = path
+    return solver(schedule, len(times) - 1, times=times)
+
+
+def draws(seed: int):
+    """Noise that is a function of (step, shape)."""
+    return lambda step, shape: np.random.default_rng((seed, step)).standard_normal(shape)
+
+
+def response(sampler: ddpm.Sampler, denoise) -> np.ndarray:
+    """What a linear sampler makes of x and of each row's noise, exactly: (1 + n,).
+
+    Sample k of the batch sees 1 in the k-th of (x, z_1, ..., z_n) and 0 in the others. The sum of
+    the squares is the variance of what the sampler draws from N(0, 1).
+    """
+    basis = np.eye(sampler.nfe + 1)[:, :, None]
+    return ddpm.sample(denoise, sampler, basis[0], lambda i, shape: basis[i])[:, 0]
+
+
+def variance(sampler: ddpm.Sampler, c: float) -> float:
+    """Of the samples from x_T ~ N(0, 1) with the exact denoiser of N(0, c)."""
+    return float((response(sampler, ddpm.GaussianOracle([0.0], c)) ** 2).sum())
+
+
+# Closed forms. ----------------------------------------------------------------------------------
+
+# Computed apart from this library, from the recursion x_s = g x_t + σ z of a Gaussian's samples,
+# g = (α_s α_t c + σ_t sqrt(σ_s² - σ²)) / (α_t² c + σ_t²), to six decimals.
+GOLDEN = {
+    5: (0.068929, 0.061660, 0.129560),
+    10: (0.136867, 0.111206, 0.243938),
+    50: (0.222220, 0.197225, 0.261857),
+    100: (0.235659, 0.219229, 0.256767),
+    1000: (0.248498, 0.246125, 0.250752),
+}
+
+
+@pytest.mark.parametrize("K", GOLDEN)
+def test_variance_of_gaussian_samples(K):
+    """N(0, 1/4) through K steps of linear(1000): the variances of DDIM, and of small and large."""
+    times = np.round(np.linspace(1000, 0, K + 1))
+    made = (
+        ddpm.ddim(LINEAR, K, times=times),
+        ddpm.ddim(LINEAR, K, 1.0, times=times),
+        ddpm.ancestral(LINEAR, K, ddpm.large, times=times),
+    )
+    for sampler, expected in zip(made, GOLDEN[K], strict=True):
+        assert variance(sampler, 0.25) == pytest.approx(expected, rel=0, abs=5e-7 + 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("eta", "expected"), [(0, 0.92948), (0.2, 0.92708), (0.5, 0.91391), (1, 0.85744)]
+)
+def test_variance_of_eta(eta, expected):
+    """N(0, 1) through 51 steps at indices round(linspace(0, 999, 51)): as `GOLDEN`, by eta."""
+    times = np.append(np.round(np.linspace(999, 0, 51)) + 1, 0)
+    sampler = ddpm.ddim(LINEAR, 51, eta, times=times)
+    assert variance(sampler, 1.0) == pytest.approx(expected, rel=0, abs=5e-6 + 1e-12)
+
+
+@given(path=paths(), log_c=st.floats(-9, 7))
+def test_ddim_is_a_product_of_cosines(path, log_c):
+    """DDIM of N(0, c): x_0 = sqrt(c / V_T) Π cos(φ_s - φ_t) x_T, φ = atan2(σ, α sqrt(c))."""
+    sampler, c = build(ddpm.ddim, path), np.exp(log_c)
+    levels = sampler.levels
+    phi = np.arctan2(levels.sigma, levels.alpha * np.sqrt(c))
+    V = levels.alpha[0] ** 2 * c + levels.sigma[0] ** 2
+    expected = np.sqrt(c / V) * np.cos(np.diff(phi)).prod()
+    actual = response(sampler, ddpm.GaussianOracle([0.0], c))
+    assert actual[0] == pytest.approx(expected, rel=256 * EPS * len(phi), abs=256 * EPS)
+    np.testing.assert_array_equal(actual[1:], 0)
+
+
+@pytest.mark.parametrize("K", [1, 10, 50])
+def test_ddim_best_grid_for_unit_variance(K):
+    """Of N(0, 1), over levels evenly spaced in angle: variance cos²ᴷ(φ_T / K)."""
+    top = ddpm.VP()(1.0)
+    phi = np.arctan2(top.sigma, top.alpha)
+    angle = np.linspace(phi, 0, K + 1)[:-1]
+    times = np.append(ddpm.VP().at(2 * np.log(np.cos(angle) / np.sin(angle))).time, 0.0)
+    sampler = ddpm.ddim(ddpm.VP(), K, times=np.minimum(times, 1.0))
+    expected = np.cos(phi / K) ** (2 * K)
+    # Times are inverted from log-SNR and back: a few EPS |log-SNR| a step.
+    assert variance(sampler, 1.0) == pytest.approx(expected, rel=1e3 * K * EPS)
+
+
+@given(path=paths(), log_c=st.floats(-9, 7), data=st.data())
+def test_exact_variance_keeps_gaussians(path, log_c, data):
+    """With the variance of q(x_s | x_t), and its noise in the last step too, N(0, c) is exact."""
+    c = np.exp(log_c)
+
+    def exact(t, s):
+        V_t, V_s = (u.alpha**2 * c + u.sigma**2 for u in (t, s))
+        return ddpm.tau(t, s) * t.sigma**2 * V_s / V_t
+
+    sampler = build(lambda *a, **kw: ddpm.ancestral(*a, exact, **kw), path)
+    found = response(sampler, ddpm.GaussianOracle([0.0], c))
+    last = exact(level_at(sampler.levels, -2), level_at(sampler.levels, -1))
+    start = level_at(sampler.levels, 0)
+    total = found[0] ** 2 * (start.alpha**2 * c + start.sigma**2) + (found[1:] ** 2).sum() + last
+    assert total == pytest.approx(c, rel=512 * EPS * len(found))
+
+
+@solvers
+@given(path=paths(), data=st.data())
+def test_one_point_of_data_is_hit(solver, path, data):
+    """A constant x_0 is where every solver ends, from any level, in any number of steps."""
+    x_0, x = data.draw(strategies.normals((3, 2), count=2))
+    sampler = build(solver, path)
+    found = ddpm.sample(lambda x_t, t: x_0, sampler, 5 * x, draws(0))
+    # The state carries EPS of |x| and of |x_0| into a last row that weighs x by σ_s / σ_t = 0.
+    np.testing.assert_allclose(found, x_0, rtol=0, atol=64 * EPS * (1 + np.abs(x_0).max()))
+
+
+@solvers
+@given(path=paths(zero_terminal=True), data=st.data())
+def test_one_point_of_data_from_no_signal(solver, path, data):
+    """So it is from alpha = 0, by a network that predicts v."""
+    x_0, x = data.draw(strategies.normals((3, 2), count=2))
+    level = iter(())
+
+    def net(x_t, timestep):
+        t = next(level)
+        return (t.alpha * x_t - x_0) / t.sigma  # v with σ x_0 = α eps - v
+
+    sampler = build(solver, path)
+    level = iter([row.level for row in sampler.rows()])
+    predict = ddpm.Predictor(net, path[0], ddpm.v)
+    found = ddpm.sample(predict, sampler, x, draws(0))
+    sigma = sampler.levels.sigma[-2]  # the v of x_0 loses EPS / σ
+    np.testing.assert_allclose(found, x_0, rtol=0, atol=64 * EPS * (1 + 10 / sigma))
+
+
+@solvers
+@given(path=paths(), x_0=st.floats(-3, 3))
+def test_marginals_are_kept(solver, path, x_0):
+    """With x_0 known, every row takes q(x_t | x_0) to q(x_s | x_0); `large` adds large - small."""
+    sampler = build(solver, path)
+    levels = sampler.levels
+    mean, var = levels.alpha[0] * x_0, levels.sigma[0] ** 2
+    for i, row in enumerate(sampler.rows()):
+        t, s = level_at(levels, i), level_at(levels, i + 1)
+        mean = row.point[0] * mean + sum(row.point[2:-1]) * x_0  # every reading is x_0
+        var = row.point[0] ** 2 * var + row.point[-1] ** 2
+        excess = 0.0
+        if solver is SOLVERS["large"] and s.sigma > 0:
+            excess = ddpm.large(t, s) - ddpm.small(t, s)
+        assert mean == pytest.approx(s.alpha * x_0, rel=0, abs=64 * EPS * (1 + abs(x_0)))
+        assert var == pytest.approx(s.sigma**2 + excess, rel=0, abs=64 * EPS)
+        mean, var = s.alpha * x_0, s.sigma**2
+
+
+# Papers' other forms. ---------------------------------------------------------------------------
+
+
+@given(path=paths())
+def test_ddim_eta_1_is_ancestral(path):
+    """DDIM with eta = 1 is DDPM (Song et al. 2021, section 4.1): the tables are equal."""
+    one, other = build(lambda *a, **kw: ddpm.ddim(*a, 1.0, **kw), path), build(ddpm.ancestral, path)
+    # sqrt(1 - τ) has EPS of 1 below it, and so its root of EPS where τ is 1.
+    s, t = steps_of(one.levels)[::-1]
+    size = 1 + np.abs(one.levels.logsnr[:-1, None]) + 1 / np.sqrt(1 - ddpm.tau(t, s) + EPS)[:, None]
+    assert np.all(np.abs(one.point - other.point) <= 16 * EPS * size)
+
+
+@given(path=paths())
+def test_ddim_is_first_order_dpm_solver(path):
+    """x_s = σ_s/σ_t x - α_s (e^{-h} - 1) x_0, the first order of DPM-Solver++ (Lu et al. 2022)."""
+    sampler = build(ddpm.ddim, path)
+    t, s = steps_of(sampler.levels)
+    # e^{-h} = σ_s α_t / (α_s σ_t), from the levels' scales and not from their log-SNR.
+    on_x, on_x_0 = s.sigma / t.sigma, -s.alpha * (s.sigma * t.alpha / (s.alpha * t.sigma) - 1)
+    expected = np.stack([on_x, np.zeros_like(on_x), on_x_0, np.zeros_like(on_x)], axis=1)
+    np.testing.assert_allclose(sampler.point, expected, rtol=0, atol=16 * EPS)
+
+
+@given(path=paths(), clean=st.booleans())
+def test_dpmpp_2m_is_algorithm_2(path, clean):
+    """x_0 is (1 + 1/2r) m_0 - 1/2r m_1 there, r = h_prev / h (Lu et al. 2022, Algorithm 2)."""
+    if not clean and len(path[1]) > 2:  # a grid that ends in noise is of order 2 to its end
+        path = path[0], path[1][:-1]
+    sampler = build(ddpm.dpmpp_2m, path)
+    with np.errstate(divide="ignore"):
+        lam = np.log(sampler.levels.alpha) - np.log(sampler.levels.sigma)
+    first = build(ddpm.ddim, path).point
+    for i, row in enumerate(sampler.point):
+        x, anchor, m_0, m_1, z = row
+        assert (anchor, z) == (0, 0)
+        assert x == pytest.approx(first[i, 0], rel=16 * EPS)
+        half = 0.0  # 1 / 2r; first order where there is no m_1, and into clean data
+        if i > 0 and np.isfinite(lam[i + 1]):
+            half = (lam[i + 1] - lam[i]) / (lam[i] - lam[i - 1]) / 2
+        # log-SNR differences lose EPS of their terms over their size.
+        near = {"rel": 1e6 * EPS, "abs": 64 * EPS}
+        assert m_0 == pytest.approx(first[i, 2] * (1 + half), **near)
+        assert m_1 == pytest.approx(-first[i, 2] * half, **near)
+
+
+@given(schedule=strategies.betas(20), seed=st.integers(0, 99), data=st.data())
+def test_ancestral_is_algorithm_2(schedule, seed, data):
+    """x' = (x - β / sqrt(1 - ᾱ) eps(x)) / sqrt(1 - β) + sqrt(β) z (Ho et al. 2020, Algorithm 2)."""
+    betas = schedule
+    x = data.draw(strategies.normals((2, 3)))
+    net, noise = (lambda x_t, timestep: np.tanh(x_t)), draws(seed)
+    expected, size = x, 1 + np.abs(x).max()
+    abar = np.cumprod(1 - betas)
+    for step, t in enumerate(range(len(betas), 0, -1), start=1):
+        z = noise(step, x.shape) if t > 1 else np.zeros_like(x)
+        beta = betas[t - 1]
+        eps = np.tanh(expected)
+        expected = (expected - beta / np.sqrt(1 - abar[t - 1]) * eps) / np.sqrt(1 - beta)
+        expected = expected + np.sqrt(beta) * z
+        size = max(size, np.abs(expected).max())
+    schedule = ddpm.from_betas(betas)
+    sampler = ddpm.ancestral(schedule, len(betas), ddpm.large)
+    found = ddpm.sample(ddpm.Predictor(net, schedule), sampler, x, noise)
+    # 1 - ᾱ above cancels, and each error then grows as x does, by 1 / sqrt(1 - β) a step.
+    grown = 1 / np.sqrt(abar[-1]) / betas.min()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=64 * EPS * size * grown)
+
+
+@given(path=paths(), seed=st.integers(0, 99), x=strategies.normals((3, 2)))
+def test_ancestral_is_its_kernel(path, seed, x):
+    """The table and `sample_kernel(reverse(denoise))` draw the same from the same noise."""
+    denoise = ddpm.MixtureOracle([1.0, 2.0], [[-1.0, 0.0], [0.5, 1.0]], 0.1)
+    for variance in (ddpm.small, ddpm.large):
+        sampler = build(lambda *a, v=variance, **kw: ddpm.ancestral(*a, v, **kw), path)
+        levels = ddpm.levels_of(path[0], sampler.nfe, times=path[1])
+        kernel = ddpm.reverse(denoise, variance)
+        expected = ddpm.sample_kernel(kernel, levels, x, draws(seed))
+        found = ddpm.sample(denoise, sampler, x, draws(seed))
+        # A mixture's reading turns over a width of its own; errors grow by it at each step.
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e4 * EPS * sampler.nfe)
+
+
+# Loops. -----------------------------------------------------------------------------------------
+
+TOY = ddpm.MixtureOracle([0.3, 0.7], [[-1.0, 0.2], [0.5, -0.4]], 0.2)
+
+
+@solvers
+@given(path=paths(), x=strategies.normals((3, 2)))
+def test_given_reads_the_raw_output(solver, path, x):
+    """A loop over `given(target)` and the raw network ends where `sample` and a Predictor do."""
+    sampler = build(solver, path)
+    for predicts in (ddpm.x0, ddpm.eps, ddpm.v, ddpm.flow):
+        net = lambda x_t, timestep: np.tanh(x_t) + timestep[:, None] / 100
+        predict = ddpm.Predictor(net, path[0], predicts)
+        expected = ddpm.sample(predict, sampler, x, draws(1))
+        state = sampler.start(x)
+        for i, row in enumerate(sampler.given(predicts).rows(), start=1):
+            y = net(state.point, predict.timestep(x, row.level))
+            state = ddpm.advance(row, state, y, draws(1)(i, x.shape))
+        # Reading eps at alpha_t divides by it, at every step anew.
+        grown = sampler.nfe / sampler.levels.alpha[0] ** 2
+        size = 1 + np.abs(expected).max()
+        np.testing.assert_allclose(state.point, expected, rtol=0, atol=256 * EPS * size * grown)
+
+
+@solvers
+@given(path=paths(), x=strategies.normals((3, 2)), data=st.data())
+def test_trajectory_ends_and_resumes(solver, path, x, data):
+    """The last step is `sample`, and going on from the state after row i ends at the same place."""
+    sampler = build(solver, path)
+    steps = list(ddpm.trajectory(TOY, sampler, x, draws(2)))
+    end = ddpm.sample(TOY, sampler, x, draws(2))
+    np.testing.assert_array_equal(steps[-1].x, end)
+    assert [step.number for step in steps] == list(range(1, sampler.nfe + 1))
+    np.testing.assert_array_equal([step.level.time for step in steps], sampler.levels.time[1:])
+    # x_0 is what was said of the x before.
+    for before, row, step in zip([x, *(s.x for s in steps)], sampler.rows(), steps, strict=False):
+        np.testing.assert_array_equal(step.x_0, TOY(before, row.level))
+    i = data.draw(st.integers(0, sampler.nfe))
+    memory = tuple(
+        np.zeros_like(x) if i == 0 else steps[i - 1].x_0 for _ in sampler.start(x).memory
+    )
+    state = ddpm.State(x if i == 0 else steps[i - 1].x, x, memory)
+    for k, row in enumerate(sampler.rows()[i:], start=i + 1):
+        state = ddpm.advance(row, state, TOY(state.point, row.level), draws(2)(k, x.shape))
+    np.testing.assert_array_equal(state.point, end)
+
+
+@solvers
+@given(path=paths(), seed=st.integers(0, 99), cut=st.integers(0, 5))
+def test_batch_splits(solver, path, seed, cut):
+    """[A; B] is A and B alone, each with its own samples' noise."""
+    sampler, noise = build(solver, path), ddpm.portable_noise(seed, dtype=np.float64)
+    x = noise(0, (5, 2))
+    whole = ddpm.sample(TOY, sampler, x, noise)
+    for ids in (np.arange(cut), np.arange(cut, 5)):
+        if len(ids):
+            part = ddpm.sample(TOY, sampler, x[ids], lambda i, shape, ids=ids: noise(i, shape, ids))
+            # A matrix product may sum in another order for another batch.
+            np.testing.assert_allclose(part, whole[ids], rtol=0, atol=1e4 * EPS * sampler.nfe)
+
+
+@solvers
+@given(path=paths(), seed=st.integers(0, 2**32 - 1))
+def test_rotation_equivariance(solver, path, seed):
+    """Rotated data, rotated x and rotated noise give the rotated sample."""
+    rng = np.random.default_rng(seed)
+    R, x = special_ortho_group(3, seed=rng).rvs(), rng.standard_normal((4, 3))
+    means = rng.standard_normal((3, 3))
+    sampler, noise = build(solver, path), draws(seed)
+    turned = lambda i, shape: noise(i, shape) @ R.T
+    found = ddpm.sample(ddpm.MixtureOracle(np.ones(3), means @ R.T, 0.3), sampler, x @ R.T, turned)
+    expected = ddpm.sample(ddpm.MixtureOracle(np.ones(3), means, 0.3), sampler, x, noise) @ R.T
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e4 * EPS * sampler.nfe)
+
+
+@solvers
+@given(path=paths(), data=st.data())
+def test_rows_per_sample(solver, path, data):
+    """Each sample at a row of its own: as that row alone does. `rows_as` holds the same numbers."""
+    sampler = build(solver, path)
+    which = data.draw(st.lists(st.integers(0, sampler.nfe - 1), min_size=3, max_size=3))
+    x, y, z, m = data.draw(strategies.normals((3, 2, 2), count=4))
+    table, rows = sampler.rows_as(np, np.float64), sampler.rows()
+    at = lambda c: c[which]
+    mixed = ddpm.Row(ddpm.Level(*map(at, table.level)), *(tuple(map(at, c)) for c in table[1:]))
+    memory = (m,) * len(sampler.start(x).memory)
+    together = ddpm.advance(mixed, ddpm.State(x, x, memory), y, z)
+    for k, i in enumerate(which):
+        one = slice(k, k + 1)
+        state = ddpm.State(x[one], x[one], tuple(a[one] for a in memory))
+        alone = ddpm.advance(rows[i], state, y[one], z[one])
+        # Sums that leave zeros out are the same sums.
+        for a, b in zip(
+            (*together[:2], *together.memory), (*alone[:2], *alone.memory), strict=True
+        ):
+            np.testing.assert_array_equal(a[one], b)
+        assert [float(c[i]) for c in table.level] == list(rows[i].level)
+
+
+@solvers
+def test_last_row_takes_no_noise(solver):
+    """The step into clean data is the reading of x_0, as the last line of Algorithm 2."""
+    for steps in (1, 2, 10, 1000):
+        row = solver(LINEAR, steps).rows()[-1]
+        assert row.point[-1] == row.anchor[-1] == 0
+        assert row.point[2] == 1
+        assert not any(row.point[:2] + row.point[3:])
+
+
+@solvers
+def test_stochastic(solver):
+    """`stochastic` says whether noise is needed: without it the loop says what to pass."""
+    sampler = solver(LINEAR, 3)
+    assert sampler.stochastic == (solver not in (SOLVERS["ddim"], SOLVERS["dpmpp_2m"]))
+    if sampler.stochastic:
+        with pytest.raises(ValueError, match=f"{sampler.name} takes noise: pass noise="):
+            ddpm.sample(TOY, sampler, np.zeros((1, 2)))
+        with pytest.raises(ValueError, match="pass z, or noise to sample"):
+            ddpm.advance(sampler.rows()[0], sampler.start(np.zeros((1, 2))), np.zeros((1, 2)))
+    else:
+        ddpm.sample(TOY, sampler, np.zeros((1, 2)))
+
+
+@solvers
+def test_nothing_is_mutated(solver):
+    """Read-only x, noise and outputs do; and the same call gives the same bits again."""
+    x = np.random.default_rng(0).standard_normal((3, 2))
+    frozen = lambda a: a.flags.__setattr__("writeable", False) or a
+    noise = lambda i, shape: frozen(draws(3)(i, shape))
+    denoise = lambda x_t, t: frozen(TOY(x_t, t))
+    sampler = solver(LINEAR, 6)
+    kept = x.copy()
+    first = ddpm.sample(denoise, sampler, frozen(x), noise)
+    np.testing.assert_array_equal(ddpm.sample(denoise, sampler, x, noise), first)
+    np.testing.assert_array_equal(x, kept)
+
+
+@solvers
+def test_half_precision_is_combined_in_float32(solver):
+    """A float16 step is the float32 step of the same numbers, rounded once."""
+    rng = np.random.default_rng(0)
+    x, y, z, m = (rng.standard_normal((2, 64)).astype(np.float16) for _ in range(4))
+    for row in solver(LINEAR, 4).given(ddpm.eps).rows():
+        count = len(row.point) - 4
+        half = ddpm.advance(row, ddpm.State(x, x, (m,) * count), y, z)
+        up = [a.astype(np.float32) for a in (x, y, z, m)]
+        single = ddpm.advance(row, ddpm.State(up[0], up[0], (up[3],) * count), up[1], up[2])
+        for a, b in zip((*half[:2], *half.memory), (*single[:2], *single.memory), strict=True):
+            np.testing.assert_array_equal(a, b.astype(np.float16), strict=True)
+
+
+@solvers
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_dtype_is_that_of_x(solver, dtype):
+    """In a dtype, out the same dtype, near the float64 sample of the same x."""
+    x, z = (np.random.default_rng(k).standard_normal((4, 2)).astype(dtype) for k in range(2))
+    sampler = solver(LINEAR, 5)
+    found = ddpm.sample(TOY, sampler, x, lambda i, shape: z)
+    assert found.dtype == dtype
+    exact = ddpm.sample(TOY, sampler, x.astype(np.float64), lambda i, shape: z.astype(np.float64))
+    # A step rounds a few times; a mixture's reading changes by (α / σ)² |x_0|² times its input.
+    np.testing.assert_allclose(found, exact, rtol=0, atol=200 * float(np.finfo(dtype).eps))
+
+
+# Errors. ----------------------------------------------------------------------------------------
+
+
+@solvers
+def test_grids_that_are_none(solver):
+    """Wrong counts, times that rise, leave the schedule or read clean data: named with values."""
+    with pytest.raises(ValueError, match="at least 1, but is 0"):
+        solver(LINEAR, 0)
+    with pytest.raises(ValueError, match=r"integer of at least 1, but is 2\.5"):
+        solver(LINEAR, 2.5)
+    with pytest.raises(ValueError, match=r"within \[1, 1000\].*but is 1001"):
+        solver(LINEAR, 1001)
+    with pytest.raises(ValueError, match=r"steps = 3 needs 4 times.*shape \(3,\)"):
+        solver(LINEAR, 3, times=[1000, 500, 0])
+    with pytest.raises(ValueError, match=r"times\[2\] = 700 is not cleaner than times\[1\] = 500"):
+        solver(LINEAR, 3, times=[1000, 500, 700, 0])
+    with pytest.raises(ValueError, match=r"times\[2\] = 500 is not cleaner"):
+        solver(LINEAR, 3, times=[1000, 500, 500, 0])
+    with pytest.raises(ValueError, match=r"within \[0, 1000\], but is 1001"):
+        solver(LINEAR, 2, times=[1001, 500, 0])
+    with pytest.raises(ValueError, match=r"times\[2\] = 0 is not cleaner than times\[1\] = 0"):
+        solver(LINEAR, 2, times=[500, 0, 0])
+
+
+@given(path=paths())
+def test_largest_eta(path):
+    """At η² τ = 1, the most there is, no root of a rounding below 0 is taken."""
+    t, s = steps_of(build(ddpm.ddim, path).levels)
+    noisy = s.sigma > 0
+    if noisy.any():
+        eta = 1 / np.sqrt(ddpm.tau(t, s)[noisy].max())
+        sampler = build(lambda *a, **kw: ddpm.ddim(*a, eta, **kw), path)
+        # All of x_s's noise is fresh in the step that allows no more.
+        i = np.flatnonzero(noisy)[ddpm.tau(t, s)[noisy].argmax()]
+        assert sampler.point[i, -1] == pytest.approx(s.sigma[i], rel=8 * EPS)
+
+
+def test_eta_and_integers_are_refused():
+    """An eta that leaves no real root, or integers to sample from, are errors with the value."""
+    for eta in (-0.5, 2.0):
+        with pytest.raises(ValueError, match=f"but eta = {eta}"):
+            ddpm.ddim(LINEAR, 4, eta)
+    with pytest.raises(TypeError, match="x has dtype int64: sampling needs floating point"):
+        ddpm.sample(TOY, ddpm.ddim(LINEAR, 2), np.zeros((2, 2), dtype=np.int64))
+
+
+def test_tables_of_wrong_shape():
+    """A table whose arrays disagree, or that reads clean data, cannot be made."""
+    good = ddpm.ddim(LINEAR, 3)
+    with pytest.raises(ValueError, match=r"anchor has shape \(2, 4\), but 3 rows need \(3, 4\)"):
+        ddpm.Sampler("s", good.levels, good.read, good.point, good.anchor[:2])
+    clean = LINEAR(np.array([1000, 0, 0, 0]))
+    with pytest.raises(ValueError, match="only the last level may be clean data"):
+        ddpm.Sampler("s", clean, good.read, good.point, good.anchor)

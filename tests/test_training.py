@@ -1,0 +1,284 @@
+"""Training: a run is a function of its recipe and seed, and does what Ho et al.'s code does."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+import ddpm_core as ddpm
+from ddpm_core.nn import UNetConfig
+
+torch = pytest.importorskip("torch")
+
+from ddpm_core_torch.training import Recipe, Trainer, bfloat16_is_fast  # noqa: E402
+
+CONFIG = UNetConfig(
+    channels=1, out_channels=1, widths=(8, 8), blocks=1, groups=4, attention=(), classes=2
+)
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 1, 4, 6), dtype=np.uint8)
+CLASSES = np.arange(10) % 2
+RECIPE = Recipe(batch=4, lr=1e-3, warmup=3, ema=0.5, flip=True, drop_label=0.3)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small arrays, and sums in one order."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def trainer(recipe: Recipe = RECIPE, **options) -> Trainer:
+    given = {"images": IMAGES, "classes": CLASSES, "config": CONFIG, "schedule": ddpm.linear()}
+    return Trainer(**given | options, recipe=recipe)
+
+
+def weights(of: Trainer) -> dict[str, np.ndarray]:
+    return {name: p.detach().numpy().copy() for name, p in of.net.named_parameters()}
+
+
+def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.4])
+@pytest.mark.parametrize("stop", [0, 1, 4])
+def test_resume_is_running_through(tmp_path, dropout, stop):
+    """A run stopped and resumed is the run that was not, bit for bit, dropout included."""
+    recipe = dataclasses.replace(RECIPE, dropout=dropout)
+    through = trainer(recipe)
+    wanted = [through.step() for _ in range(7)]
+
+    first = trainer(recipe)
+    losses = [first.step() for _ in range(stop)]
+    first.save(tmp_path / "run")
+    torch.manual_seed(99)  # whatever else draws from torch's generator
+    second = trainer(recipe)
+    second.resume(tmp_path / "run")
+    assert second.done == stop
+    losses += [second.step() for _ in range(7 - stop)]
+
+    assert losses == wanted
+    assert_same(weights(second), weights(through))
+    assert_same(second.averaged(), through.averaged())
+
+
+def test_seed_decides(tmp_path):
+    """The same seed is the same run, another seed another; torch's own generator plays no part."""
+    runs = []
+    for seed, other in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(other)
+        run = trainer(dataclasses.replace(RECIPE, seed=seed, dropout=0.2))
+        runs.append([run.step() for _ in range(3)])
+    assert runs[0] == runs[1]
+    assert all(a != b for a, b in zip(runs[0], runs[2], strict=True))
+
+
+def test_dropout_leaves_the_generator_alone():
+    """A step with dropout does not move torch's global generator."""
+    run = trainer(dataclasses.replace(RECIPE, dropout=0.2))
+    state = torch.get_rng_state()
+    run.step()
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize("other", ["recipe", "config", "schedule", "predicts", "images"])
+def test_refuses_another_run(tmp_path, other):
+    """Only the same run can be resumed; what differs is named."""
+    run = trainer()
+    run.step()
+    run.save(tmp_path / "run")
+    options = {
+        "recipe": {"recipe": dataclasses.replace(RECIPE, lr=2e-3)},
+        "config": {"config": dataclasses.replace(CONFIG, blocks=2)},
+        "schedule": {"schedule": ddpm.cosine(1000)},
+        "predicts": {"predicts": "v"},
+        "images": {"images": IMAGES[:-1], "classes": CLASSES[:-1]},
+    }
+    with pytest.raises(ValueError, match=f"is of a run with another {other}$"):
+        trainer(**options[other]).resume(tmp_path / "run")
+
+
+def test_refuses_a_model(tmp_path):
+    """A checkpoint of a model is not the state of a run."""
+    from ddpm_core.nn.checkpoints import Checkpoint, save
+
+    params = trainer().averaged()
+    save(tmp_path / "m", Checkpoint(params, CONFIG, ddpm.linear(), (4, 6)))
+    with pytest.raises(ValueError, match="is of a run with another"):
+        trainer().resume(tmp_path / "m")
+    with pytest.raises(FileNotFoundError):
+        trainer().resume(tmp_path / "none")
+
+
+def test_learns():
+    """On one image the loss falls below half of its start, which is 1: the net says 0."""
+    recipe = Recipe(batch=8, lr=1e-2, warmup=1, drop_label=0.0)
+    run = trainer(recipe, images=np.repeat(IMAGES[:1], 8, 0), classes=None,
+                  config=dataclasses.replace(CONFIG, classes=0))  # fmt: skip
+    losses = [run.step() for _ in range(60)]
+    # The mean square of 8 x 24 standard normal numbers has deviation sqrt(2 / 192) = 0.1.
+    assert losses[0] == pytest.approx(1, abs=0.5)
+    assert np.mean(losses[-20:]) < 0.5
+
+
+def test_average_is_its_recursion():
+    """e <- d e + (1 - d) p with d = min(ema, (1 + n) / (10 + n)) after n steps; e starts at p.
+
+    The warm-up of TensorFlow's ExponentialMovingAverage, with num_updates = n.
+    """
+    run = trainer(dataclasses.replace(RECIPE, ema=0.3))
+    run.step()
+    wanted = weights(run)
+    for n in range(1, 6):  # (1 + n) / (10 + n) passes 0.3 between n = 2 and n = 3
+        run.step()
+        d = min(0.3, (1 + n) / (10 + n))
+        wanted = {name: d * wanted[name] + (1 - d) * p for name, p in weights(run).items()}
+        for name, value in run.averaged().items():
+            # A rounding a step, of numbers of size at most 1.
+            np.testing.assert_allclose(value, wanted[name], rtol=0, atol=2.0**-23 * n, err_msg=name)
+
+
+@pytest.mark.parametrize("warmup", [0, 1, 4])
+def test_warmup(warmup):
+    """The learning rate rises linearly over the first steps and stays.
+
+    Adam's first step moves a weight by lr m / (sqrt(v) + 1e-8), which is lr if the gradient is not
+    tiny (Kingma & Ba 2015, section 2.1): its largest is the rate of step 1.
+    """
+    recipe = dataclasses.replace(RECIPE, warmup=warmup, lr=1e-3)
+    run = trainer(recipe)
+    before = weights(run)
+    rates = []
+    for step in range(6):
+        run.step()
+        rates.append(run.optimiser.param_groups[0]["lr"])
+        if step == 0:
+            moved = max(np.abs(p - before[name]).max() for name, p in weights(run).items())
+    wanted = [1e-3 * min(1, n / warmup) if warmup else 1e-3 for n in range(1, 7)]
+    np.testing.assert_allclose(rates, wanted, rtol=1e-12)
+    # Weights of size up to 1 are rounded to 2^-24.
+    assert moved == pytest.approx(wanted[0], abs=2.0**-23, rel=1e-3)
+
+
+@pytest.mark.parametrize("clip", [1e-3, 1e6])
+def test_gradient_clip(clip):
+    """The gradient that Adam sees has norm at most clip, and is untouched below it.
+
+    Adam's first moment after one step is (1 - 0.9) g (Kingma & Ba 2015, Algorithm 1).
+    """
+
+    def gradient(clip: float) -> np.ndarray:
+        run = trainer(dataclasses.replace(RECIPE, clip=clip))
+        run.step()
+        moments = run.optimiser.state_dict()["state"].values()
+        return np.concatenate([m["exp_avg"].numpy().ravel() for m in moments]) / 0.1
+
+    free, found = gradient(math.inf), gradient(clip)
+    norm = np.linalg.norm(free.astype(float))
+    assert 1e-3 < norm < 1e6
+    # Some thousand float32 terms, and torch adds 1e-6 to the norm before it divides.
+    np.testing.assert_allclose(found, free * min(1, clip / norm), rtol=1e-4, atol=1e-10)
+
+
+def test_drop_label():
+    """A share of labels is -1; all other labels belong to their image."""
+    share = 0.3
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(4, 2).repeat(6, 3)
+    run = trainer(dataclasses.replace(RECIPE, batch=10, drop_label=share), images=images)
+    dropped = []
+    for run.done in range(300):
+        x_0, y, _, _ = run._batch()
+        wanted = CLASSES[np.rint((x_0[:, 0, 0, 0].numpy() + 1) * 127.5).astype(int)]
+        assert ((y.numpy() == -1) | (y.numpy() == wanted)).all()
+        dropped.append((y == -1).float().mean())
+    # Binomial: five standard deviations of 3000 labels.
+    assert np.mean(dropped) == pytest.approx(share, abs=5 * math.sqrt(share * (1 - share) / 3000))
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_flip_mirrors(flip):
+    """Flipping mirrors left and right for half of the images; without it none is changed."""
+    run = trainer(dataclasses.replace(RECIPE, batch=10, flip=flip), classes=None)
+    plain = IMAGES.astype(np.float32) / 127.5 - 1
+    mirrored = []
+    for run.done in range(100):
+        for image in run._batch()[0].numpy():
+            kind = [
+                any(np.array_equal(image, other) for other in others)
+                for others in (plain, plain[..., ::-1])
+            ]
+            assert sum(kind) == 1
+            mirrored.append(kind[1])
+    assert np.mean(mirrored) == pytest.approx(0.5 if flip else 0, abs=5 * math.sqrt(0.25 / 1000))
+
+
+def test_epochs_cover_the_data():
+    """Each epoch takes every image once, but for a rest of less than a batch, in a new order."""
+    images = np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1).repeat(4, 2).repeat(6, 3)
+    run = trainer(dataclasses.replace(RECIPE, batch=4, flip=False), images=images)
+    orders = []
+    for epoch in range(3):
+        seen = []
+        for run.done in (2 * epoch, 2 * epoch + 1):
+            seen += np.rint((run._batch()[0][:, 0, 0, 0].numpy() + 1) * 127.5).astype(int).tolist()
+        assert len(set(seen)) == 8
+        orders.append(seen)
+    assert all(a != b for a, b in itertools.combinations(orders, 2))
+
+
+def test_batch_follows_the_process():
+    """Times are uniform and noise is standard normal: what Algorithm 1 of Ho et al. 2020 draws."""
+    from scipy.stats import kstest
+
+    run = trainer()
+    drawn = []
+    for run.done in range(200):
+        drawn.append(run._batch()[2:])
+    u, eps = (np.concatenate([part[i].numpy().ravel() for part in drawn]) for i in (0, 1))
+    assert 0 <= u.min() <= u.max() < 1
+    # Fixed draws: a correct generator would fail with probability 1e-4 if they were not.
+    assert kstest(u, "uniform").pvalue > 1e-4
+    assert kstest(eps, "norm").pvalue > 1e-4
+
+
+def test_bfloat16_follows_float32():
+    """Under autocast the loss is that of float32 to bfloat16's 8 bits; weights stay float32."""
+    losses = []
+    for bfloat16 in (False, True):
+        run = trainer(dataclasses.replace(RECIPE, bfloat16=bfloat16))
+        losses.append([run.step() for _ in range(5)])
+        assert {p.dtype for p in run.net.parameters()} == {torch.float32}
+    assert losses[0] != losses[1]
+    np.testing.assert_allclose(losses[0], losses[1], rtol=8 * 2.0**-8)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"batch": 0}, {"lr": 0.0}, {"lr": math.nan}, {"warmup": -1}, {"ema": 1.0}, {"clip": 0.0},
+     {"dropout": 1.0}, {"drop_label": 1.1}],
+    ids=str,
+)  # fmt: skip
+def test_wrong_recipe(wrong):
+    """A value that cannot train is refused by name."""
+    ((name, _),) = wrong.items()
+    with pytest.raises(ValueError, match=f"{name} = .* is out of range"):
+        Recipe(**wrong)
+
+
+def test_too_few_images():
+    """Fewer images than a batch is an error with both numbers."""
+    with pytest.raises(ValueError, match="10 images do not fill a batch of 11"):
+        trainer(Recipe(batch=11))
+
+
+def test_bfloat16_needs_hardware():
+    """Autocast is not chosen on a device that has no fast bfloat16."""
+    assert bfloat16_is_fast("meta") is False

@@ -1,0 +1,421 @@
+"""The UNet: one network in four executions, and its parts against the papers."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.signal import correlate2d
+from scipy.special import softmax
+
+import ddpm_core as ddpm
+from ddpm_core.nn import Ops, UNetConfig, initialise, parameter_shapes, unet
+from ddpm_core.nn.unet import EPS as GROUP_EPS
+from ddpm_core.nn.unet import _sinusoids
+
+REFERENCE, NUMPY = Ops(), ddpm.backend("numpy").ops
+#: float32 to 1e-4 and float64 to 1e-10, of an output of about unit size: some 1e3 and 5e5 eps,
+#: for sums of up to 9 C terms in another order, through about 20 layers.
+TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small arrays: more threads would only wait for each other."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def random_params(config: UNetConfig, seed: int, dtype: str = "float64") -> dict[str, np.ndarray]:
+    """Every parameter random, also those that start at 0 or 1, which would hide a defect."""
+    rng = np.random.default_rng(seed)
+    params = {}
+    for name, shape in parameter_shapes(config).items():
+        fan_in = math.prod(shape[1:]) if len(shape) > 1 else 25
+        params[name] = (rng.standard_normal(shape) / math.sqrt(fan_in)).astype(dtype)
+        if "norm" in name and name.endswith("weight"):
+            params[name] += 1
+    return params
+
+
+def random_inputs(config: UNetConfig, batch: int, height: int, width: int, dtype: str) -> Any:
+    rng = np.random.default_rng(1)
+    factor = 2 ** (len(config.widths) - 1)
+    x = rng.standard_normal((batch, config.channels, height * factor, width * factor))
+    timestep = rng.uniform(0, 1000, batch).astype(np.float32)
+    y = rng.integers(-1, config.classes, batch) if config.classes else None
+    return x.astype(dtype), timestep, y
+
+
+@st.composite
+def configs(draw: st.DrawFn) -> UNetConfig:
+    groups = draw(st.integers(1, 3))
+    widths = draw(
+        st.lists(st.sampled_from([groups, 2 * groups, 3 * groups]), min_size=1, max_size=3)
+    )
+    attention = draw(st.sets(st.integers(0, len(widths) - 1)))
+    return UNetConfig(
+        channels=draw(st.integers(1, 3)),
+        out_channels=draw(st.integers(1, 3)),
+        widths=tuple(widths),
+        blocks=draw(st.integers(1, 2)),
+        attention=tuple(sorted(attention)),
+        groups=groups,
+        classes=draw(st.sampled_from([0, 1, 3])),
+    )
+
+
+SMALL = UNetConfig(channels=2, out_channels=2, widths=(6, 12), blocks=1, groups=3, classes=4)
+
+
+def test_parameters_of_cifar10():
+    """Ho et al.'s CIFAR-10 network has 35.7 million parameters (appendix B), exactly 35,746,307:
+    the size of diffusers' `google/ddpm-cifar10-32`, which holds their weights.
+    """
+    shapes = parameter_shapes(UNetConfig())
+    assert sum(math.prod(shape) for shape in shapes.values()) == 35_746_307
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@settings(max_examples=12)
+@given(
+    config=configs(),
+    batch=st.integers(1, 3),
+    height=st.integers(1, 3),
+    width=st.integers(1, 3),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_backends_agree(dtype, config, batch, height, width, seed):
+    """The bare standard, NumPy, torch and its module are one function of the parameters."""
+    torch = pytest.importorskip("torch")
+    from ddpm_core_torch import UNet
+
+    params = random_params(config, seed, dtype)
+    x, timestep, y = random_inputs(config, batch, height, width, dtype)
+    wanted = unet(params, x, timestep, y, config=config, ops=REFERENCE)
+    outputs = {}
+    for name in ("numpy", "torch"):
+        on = ddpm.backend(name, dtype=dtype)
+        cond = None if y is None else on.asarray(y, on.xp.int64)
+        net = on.network(params, config)
+        outputs[name] = net(on.asarray(x), on.asarray(timestep, on.xp.float32), cond)
+        outputs[name] = on.to_numpy(outputs[name])
+    module = UNet(config, params)
+    given_y = None if y is None else torch.tensor(y)
+    with torch.no_grad():
+        outputs["module"] = module(torch.tensor(x), torch.tensor(timestep), given_y).numpy()
+    scale = max(1.0, np.abs(wanted).max())
+    for name, found in outputs.items():
+        assert found.dtype == dtype, name
+        np.testing.assert_allclose(
+            found, wanted, rtol=0, atol=TOLERANCE[dtype] * scale, err_msg=name
+        )
+
+
+@settings(max_examples=12)
+@given(config=configs())
+def test_reads_every_parameter(config):
+    """The network reads the names of `parameter_shapes`, each of them and no other."""
+
+    class Recording(dict):
+        read: set[str] = set()  # noqa: RUF012
+
+        def __getitem__(self, name: str) -> Any:
+            self.read.add(name)
+            return super().__getitem__(name)
+
+    params = Recording(random_params(config, 0))
+    params.read = set()
+    x, timestep, _ = random_inputs(config, 1, 1, 1, "float64")
+    y = np.zeros(1, dtype=np.int64) if config.classes else None
+    unet(params, x, timestep, y, config=config, ops=REFERENCE)
+    assert params.read == set(parameter_shapes(config))
+
+
+def test_initial_variance():
+    """Weights are uniform of variance 1 / fan_avg, last convolutions 1e-10 of it, biases 0.
+
+    Ho et al.'s code: variance scaling, scale 1 or 1e-10, mode fan_avg, uniform.
+    """
+    config = dataclasses.replace(UNetConfig(), widths=(64, 128), classes=100)
+    for name, p in initialise(config, np.random.default_rng(0)).items():
+        if p.ndim == 1:
+            assert (p == (1.0 if "norm" in name and name.endswith("weight") else 0.0)).all(), name
+            continue
+        fan_out, fan_in = p.shape[0] * math.prod(p.shape[2:]), math.prod(p.shape[1:])
+        last = any(part in name for part in ("conv2", "proj_out", "conv_out"))
+        var = (1e-10 if last else 1.0) / ((fan_in + fan_out) / 2)
+        # The variance of n squares of a uniform variable has relative deviation sqrt(0.8 / n).
+        assert p.astype(float).var() == pytest.approx(var, rel=5 * math.sqrt(0.8 / p.size)), name
+        assert np.abs(p).max() <= math.sqrt(3 * var) * (1 + 1e-6), name
+        assert np.abs(p).max() >= math.sqrt(3 * var) * (1 - 20 / p.size), name
+
+
+def test_starts_at_zero():
+    """A fresh network says 0: its last convolution is zero but for a factor of 1e-5."""
+    params = initialise(SMALL, np.random.default_rng(0))
+    x, timestep, y = random_inputs(SMALL, 2, 3, 4, "float32")
+    found = unet(NUMPY.pack(params), x, timestep, y, config=SMALL, ops=NUMPY)
+    # 9 widths[0] terms of size about 1e-5 / sqrt(9 widths[0]) each: some standard deviations.
+    assert np.abs(found).max() < 1e-4
+
+
+def test_no_class_is_minus_one():
+    """A class of -1 for all is no class, and a class changes the image that it belongs to only."""
+    params = random_params(SMALL, 0)
+    x, timestep, _ = random_inputs(SMALL, 3, 2, 2, "float64")
+
+    def output(y: Any) -> np.ndarray:
+        return unet(params, x, timestep, y, config=SMALL, ops=REFERENCE)
+
+    none = output(None)
+    np.testing.assert_array_equal(output(np.full(3, -1)), none)
+    changed = np.abs(output(np.array([-1, 2, -1])) - none).max(axis=(1, 2, 3))
+    assert (changed[[0, 2]] == 0).all()
+    assert changed[1] > 1e-3
+    classes = [output(np.full(3, k)) for k in range(4)]
+    assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(classes) for b in classes[:i])
+
+
+@pytest.mark.parametrize("name", ["numpy", "torch"])
+def test_images_are_independent(name):
+    """f(batch) = stack(f(each)): nothing is shared between the images of a batch."""
+    on = ddpm.backend(name, dtype="float64")
+    net = on.network(random_params(SMALL, 0), SMALL)
+    x, timestep, y = random_inputs(SMALL, 3, 2, 3, "float64")
+    arrays = on.asarray(x), on.asarray(timestep, on.xp.float32), on.asarray(y, on.xp.int64)
+    whole = on.to_numpy(net(*arrays))
+    parts = [on.to_numpy(net(*(a[i : i + 1] for a in arrays))) for i in range(3)]
+    np.testing.assert_allclose(np.concatenate(parts), whole, rtol=0, atol=1e-12)
+
+
+def all_ops() -> list[Any]:
+    found = [pytest.param(np.asarray, np.asarray, REFERENCE, id="reference")]
+    found.append(pytest.param(np.asarray, np.asarray, NUMPY, id="numpy"))
+    on = ddpm.backend("torch", dtype="float64")
+    return [*found, pytest.param(on.asarray, on.to_numpy, on.ops, id="torch")]
+
+
+@pytest.mark.parametrize(("there", "back", "ops"), all_ops())
+@settings(max_examples=25)
+@given(
+    shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
+    channels=st.integers(1, 3),
+    kind=st.sampled_from([(1, 1), (3, 1), (3, 2)]),
+)
+def test_convolution(there, back, ops, shape, channels, kind):
+    """A convolution is the sum of SciPy's correlations; stride 2 pads right and below only."""
+    k, stride = kind
+    rng = np.random.default_rng(0)
+    batch, fan_in, height, width = (*shape[:2], shape[2] * stride, shape[3] * stride)
+    h = rng.standard_normal((batch, fan_in, height, width))
+    weight, bias = rng.standard_normal((channels, fan_in, k, k)), rng.standard_normal(channels)
+
+    # Padding by (0, 1) and stride 2 sees the pixels of a same-size correlation at 1, 3, 5, ...
+    wanted = np.empty((batch, channels, height, width))
+    for b in range(batch):
+        for o in range(channels):
+            parts = [correlate2d(h[b, c], weight[o, c], mode="same") for c in range(fan_in)]
+            wanted[b, o] = sum(parts) + bias[o]
+    if stride == 2:
+        wanted = wanted[:, :, 1::2, 1::2]
+
+    packed = ops.pack({"weight": there(weight), "bias": there(bias)})
+    found = ops.conv2d(ops.enter(there(h)), packed["weight"], packed["bias"], stride)
+    np.testing.assert_allclose(back(ops.leave(found)), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("there", "back", "ops"), all_ops())
+def test_group_norm(there, back, ops):
+    """(x - mean) / sqrt(var + eps) over each group of channels (Wu & He 2018, Eqs. 1-2, 6).
+
+    Rows that lie apart in memory give the same, and so does the map with SiLU after it.
+    """
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((2, 6, 5, 4)) * 3 + 7
+    weight, bias = rng.standard_normal(6), rng.standard_normal(6)
+    wanted = np.empty_like(h)
+    for image, result in zip(h, wanted, strict=True):
+        for first in (0, 3):
+            part = image[first : first + 3]
+            result[first : first + 3] = (part - np.mean(part)) / np.sqrt(np.var(part) + GROUP_EPS)
+    wanted = wanted * weight[:, None, None] + bias[:, None, None]
+
+    w, b = there(weight), there(bias)
+    entered = ops.enter(there(h))
+    apart = there(np.swapaxes(np.ascontiguousarray(np.swapaxes(h, 0, 3)), 0, 3))
+    apart = ops.enter(apart) if ops is not NUMPY else np.moveaxis(apart, 1, 3)
+    for given_map in (entered, apart):
+        found = back(ops.leave(ops.group_norm(given_map, w, b, 2, GROUP_EPS)))
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
+        found = back(ops.leave(ops.group_norm_silu(given_map, w, b, 2, GROUP_EPS)))
+        np.testing.assert_allclose(found, wanted / (1 + np.exp(-wanted)), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize(("there", "back", "ops"), all_ops())
+def test_attention(there, back, ops):
+    """softmax(Q Kᵀ / sqrt(d)) V over all pixels (Vaswani et al. 2017, Eq. 1)."""
+    rng = np.random.default_rng(0)
+    q, k, v = rng.standard_normal((3, 2, 5, 3, 4))
+    Q, K, V = (np.moveaxis(a, 1, 3).reshape(2, 12, 5) for a in (q, k, v))
+    attended = softmax(np.einsum("bid,bjd->bij", Q, K) / math.sqrt(5), axis=-1)
+    wanted = np.moveaxis(np.einsum("bij,bjd->bid", attended, V).reshape(2, 3, 4, 5), 3, 1)
+    found = ops.leave(ops.attention(*(ops.enter(there(a)) for a in (q, k, v))))
+    np.testing.assert_allclose(back(found), wanted, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("there", "back", "ops"), all_ops())
+def test_attention_of_large_logits(there, back, ops):
+    """Logits of 1e6 do not overflow: attention becomes the choice of the largest."""
+    q = np.full((1, 1, 1, 2), 1e3)
+    k = np.array([1e3, -1e3]).reshape(1, 1, 1, 2)
+    v = np.array([3.0, 5.0]).reshape(1, 1, 1, 2)
+    found = ops.leave(ops.attention(*(ops.enter(there(a)) for a in (q, k, v))))
+    np.testing.assert_array_equal(back(found), np.full((1, 1, 1, 2), 3.0))
+
+
+@pytest.mark.parametrize(("there", "back", "ops"), all_ops())
+def test_silu_at_both_ends(there, back, ops):
+    """X sigmoid(x) is 0 far below and x far above, without overflow (a warning is an error)."""
+    x = np.array([[-1e4, -800.0, 0.0, 800.0, 1e4]])
+    np.testing.assert_array_equal(back(ops.silu(there(x))), [[0, 0, 0, 800, 1e4]])
+    h = np.array([-1.0, 1.0]).reshape(1, 1, 1, 2)  # normalised to itself, then times 1e4
+    one, zero = there(np.array([1e4])), there(np.array([0.0]))
+    found = back(ops.leave(ops.group_norm_silu(ops.enter(there(h)), one, zero, 1, 0.0)))
+    np.testing.assert_array_equal(found.ravel(), [0, 1e4])
+
+
+@pytest.mark.parametrize("width", [2, 4, 7, 128])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sinusoids(width, dtype):
+    """[sin, cos] of t 10000^(-i / (half - 1)), a 0 where the width is odd (Ho et al.'s code).
+
+    Vaswani et al. 2017, section 3.5, with half - 1 for half, so that the last is 1 / 10000.
+    """
+    half = width // 2
+    t = np.array([0.0, 1.0, 17.5, 999.0])
+    wanted = np.zeros((4, width))
+    for row, time in zip(wanted, t, strict=True):
+        for i in range(half):
+            angle = time / 10000 ** (i / max(half - 1, 1))
+            row[i], row[half + i] = math.sin(angle), math.cos(angle)
+    found = _sinusoids(t.astype(np.float32), width, np.zeros(1, dtype=dtype))
+    assert found.dtype == dtype
+    # The angle is at most 999 and rounded twice, its rate and itself.
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=2 * 999 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize(
+    ("shape", "y", "message"),
+    [
+        ((1, 3, 4, 4), None, r"x must be \(B, 2, H, W\).*has shape \(1, 3, 4, 4\)"),
+        ((1, 2, 5, 4), None, "H and W divisible by 2"),
+        ((1, 2, 4, 7), None, "H and W divisible by 2"),
+        ((2, 4, 4), None, "x must be"),
+        ((2, 2, 4, 4), [0], r"y must be \(2,\), one class per image, but is \(1,\)"),
+    ],
+)
+def test_wrong_inputs(shape, y, message):
+    """A wrong shape is a ValueError that says which is right."""
+    x, y = np.zeros(shape), None if y is None else np.array(y)
+    with pytest.raises(ValueError, match=message):
+        unet({}, x, np.zeros(len(x)), y, config=SMALL, ops=REFERENCE)
+
+
+def test_class_for_unconditional_network():
+    """A class for a network without classes is refused, not ignored."""
+    config = dataclasses.replace(SMALL, classes=0)
+    with pytest.raises(ValueError, match="this network has no classes"):
+        unet({}, np.zeros((1, 2, 4, 4)), np.zeros(1), np.zeros(1), config=config, ops=REFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"widths": ()}, "multiples of groups = 32"),
+        ({"widths": (48,)}, r"multiples of groups = 32, but are \(48,\)"),
+        ({"attention": (4,)}, r"indices into the 4 widths, but is \(4,\)"),
+        ({"attention": (-1,)}, "indices into the 4 widths"),
+        ({"blocks": 0}, "blocks must be at least 1, but is 0"),
+        ({"channels": 0}, "channels must be at least 1"),
+        ({"groups": 0}, "groups must be at least 1"),
+        ({"classes": -1}, "classes must not be negative"),
+    ],
+)
+def test_wrong_config(wrong, message):
+    """A configuration that makes no network is refused, with the field and its value."""
+    with pytest.raises(ValueError, match=message):
+        UNetConfig(**wrong)
+
+
+# The torch module. --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def module():
+    pytest.importorskip("torch")
+    from ddpm_core_torch import UNet
+
+    return lambda **kw: UNet(SMALL, random_params(SMALL, 0, "float32"), **kw)
+
+
+@pytest.fixture
+def inputs():
+    import torch
+
+    x, timestep, y = random_inputs(SMALL, 2, 2, 2, "float32")
+    return torch.tensor(x), torch.tensor(timestep), torch.tensor(np.abs(y))
+
+
+def test_gradients(module, inputs):
+    """The derivative of every parameter is that of a central difference along its direction."""
+    import torch
+
+    x, timestep, y = inputs
+    net = module().double()
+    cotangent = torch.randn(x.shape, dtype=torch.float64, generator=torch.manual_seed(0))
+
+    def value() -> torch.Tensor:
+        return (net(x.double(), timestep, y) * cotangent).sum()
+
+    value().backward()
+    step = 1e-6
+    for name, p in net.named_parameters():
+        direction = torch.randn(p.shape, dtype=torch.float64, generator=torch.manual_seed(1))
+        with torch.no_grad():
+            p += step * direction
+            above = value()
+            p -= 2 * step * direction
+            below = value()
+            p += step * direction
+        slope, wanted = (above - below) / (2 * step), (p.grad * direction).sum()
+        # Central differences err by step² and by eps / step, of sums of size about 100.
+        torch.testing.assert_close(slope, wanted, rtol=1e-5, atol=1e-6, msg=lambda m, n=name: n + m)
+        assert p.grad.abs().max() > 0, name
+
+
+def test_module_names(module):
+    """The module's state has the names and shapes of the flat dict."""
+    found = {name: tuple(p.shape) for name, p in module().state_dict().items()}
+    assert found == parameter_shapes(SMALL)
+
+
+def test_dropout_in_training_only(module, inputs):
+    """Dropout changes the output in training mode, and neither in evaluation nor at rate 0."""
+    import torch
+
+    torch.manual_seed(0)
+    with torch.no_grad():
+        net, dropping = module(), module(dropout=0.5)
+        wanted = net(*inputs)
+        assert torch.equal(wanted, net(*inputs))
+        assert not torch.allclose(dropping(*inputs), wanted, atol=1e-2)
+        assert torch.equal(dropping.eval()(*inputs), wanted)
