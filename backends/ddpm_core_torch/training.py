@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +125,7 @@ class Trainer:
         return float(value.detach())
 
     @contextmanager
-    def _dropout_seeded(self) -> Iterator[None]:
+    def _dropout_seeded(self) -> Generator[None]:
         """Dropout, the one thing that draws from torch's global generator, seeded by the step."""
         if self.recipe.dropout == 0:
             yield
