@@ -29,7 +29,7 @@ def sample(gaussian: Gaussian, z: Array) -> Array:
 
 
 def log_prob(gaussian: Gaussian, x: Array) -> Array:
-    """Log N(x; mean, var), summed over the coordinates: (B,).
+    """log N(x; mean, var), summed over the coordinates: (B,).
 
     x: (B, *D)
     """

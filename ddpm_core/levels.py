@@ -133,7 +133,7 @@ def minimum(c: Scalar, d: float) -> Scalar:
 
 
 def log_sigmoid(c: Scalar) -> Scalar:
-    """Log sigmoid(c) = min(c, 0) - log(1 + exp(-|c|)): no overflow, and exact at ±inf."""
+    """log sigmoid(c) = min(c, 0) - log(1 + exp(-|c|)): no overflow, and exact at ±inf."""
     if isinstance(c, (int, float)):
         return min(c, 0.0) - math.log1p(math.exp(-abs(c)))
     xp = array_namespace(c)

@@ -41,7 +41,7 @@ def gaussians(draw, count=1):
 
 @given(gaussians(2))
 def test_log_prob_is_scipys(pair):
-    """Log N(x; mean, var) is the sum of SciPy's log densities over each sample."""
+    """log N(x; mean, var) is the sum of SciPy's log densities over each sample."""
     gaussian, other = pair
     x = other.mean
     var = np.broadcast_to(fit(gaussian.var, x), x.shape)
@@ -54,7 +54,7 @@ def test_log_prob_is_scipys(pair):
 
 @given(gaussians(), st.integers(0, 99))
 def test_density_of_a_draw(gaussian, seed):
-    """Log N(mean + sqrt(var) z) = -½ Σ (z² + log 2π var): `sample` is of what `log_prob` says."""
+    """log N(mean + sqrt(var) z) = -½ Σ (z² + log 2π var): `sample` is of what `log_prob` says."""
     z = np.random.default_rng(seed).standard_normal(gaussian.mean.shape)
     x = sample(gaussian, z)
     var = np.broadcast_to(fit(gaussian.var, x), x.shape)

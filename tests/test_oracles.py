@@ -73,7 +73,7 @@ def test_gaussian_is_linear_regression(make, rng, t):
 @pytest.mark.parametrize("make", [diagonal, full])
 @given(rng=seeds, t=levels)
 def test_gaussian_marginal(make, rng, t):
-    """Log q(x_t) = log N(x_t; α m, α² C + σ² I), by SciPy."""
+    """log q(x_t) = log N(x_t; α m, α² C + σ² I), by SciPy."""
     oracle, x_t = make(rng), rng.standard_normal((4, 3))
     cov = t.alpha**2 * covariance(oracle) + t.sigma**2 * np.eye(3)
     expected = multivariate_normal(t.alpha * oracle.mean, cov).logpdf(x_t)

@@ -234,7 +234,7 @@ def test_a_list_becomes_hashable():
 
 @given(strategies.discrete_schedules(), st.data())
 def test_rate_is_constant_inside_a_step(schedule, data):
-    """Log ᾱ is linear in time between integers: noise comes at a constant rate inside a step."""
+    """log ᾱ is linear in time between integers: noise comes at a constant rate inside a step."""
     k = data.draw(st.integers(0, schedule.T - 1))
     part = data.draw(st.integers(1, 63)) / 64  # exact in float64, as is k + part
     below, t, above = (schedule(time) for time in (k, k + part, k + 1))
@@ -351,7 +351,7 @@ def test_vp_is_of_song_et_al(time, low, high):
 
 
 def test_vp_is_the_limit_of_linear():
-    """Log ᾱ of rescaled `linear` tends to VP's, and its distance halves as T doubles."""
+    """log ᾱ of rescaled `linear` tends to VP's, and its distance halves as T doubles."""
     errors = []
     for T in (500, 1000, 2000, 4000):
         share = np.asarray([0.25, 0.5, 1.0])

@@ -284,7 +284,7 @@ def test_attention_of_large_logits(there, back, ops):
 
 @pytest.mark.parametrize(("there", "back", "ops"), all_ops())
 def test_silu_at_both_ends(there, back, ops):
-    """X sigmoid(x) is 0 far below and x far above, without overflow (a warning is an error)."""
+    """x sigmoid(x) is 0 far below and x far above, without overflow (a warning is an error)."""
     x = np.array([[-1e4, -800.0, 0.0, 800.0, 1e4]])
     np.testing.assert_array_equal(back(ops.silu(there(x))), [[0, 0, 0, 800, 1e4]])
     h = np.array([-1.0, 1.0]).reshape(1, 1, 1, 2)  # normalised to itself, then times 1e4

@@ -74,7 +74,7 @@ class Ops:
         return self.silu(self.group_norm(h, weight, bias, groups, eps))
 
     def silu(self, x: Array) -> Array:
-        """X sigmoid(x), of a map or of a vector."""
+        """x sigmoid(x), of a map or of a vector."""
         xp = array_namespace(x)
         small = xp.exp(-xp.abs(x))  # never overflows
         return x * xp.where(x >= 0, xp.ones_like(x), small) / (1.0 + small)

@@ -26,9 +26,9 @@ def dpmpp_2m(
     levels = levels_of(schedule, steps, grid, times)
     t, s = steps_of(levels)
     h = half_log_snr_steps(levels)
-    extra = np.zeros(steps)  # h / (2 h_prev), 0 where there is no m_1 or s is clean data
-    middle = slice(1, steps if s.sigma[-1] > 0 else steps - 1)
-    extra[middle] = h[middle] / (2 * h[:-1][: len(h[middle])])
+    h_prev = np.append(np.inf, h[:-1])  # no step before the first: D = m_0
+    with np.errstate(invalid="ignore"):  # inf / inf, from alpha = 0; not selected
+        extra = np.where(np.isfinite(h), h / (2 * h_prev), 0.0)
     on_d = -s.alpha * np.expm1(-h)
     return table(
         "dpmpp_2m",
@@ -38,5 +38,5 @@ def dpmpp_2m(
 
 
 def half_log_snr_steps(levels: Level) -> Array:
-    """H of each step in the papers' λ = log(α / σ), half of ours; inf into clean data."""
+    """h of each step in the papers' λ = log(α / σ), half of ours; inf into clean data."""
     return np.diff(levels.logsnr) / 2
