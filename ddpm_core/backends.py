@@ -85,9 +85,9 @@ def backend(name: str, *, device: Any = None, dtype: str = "float32") -> Backend
     try:
         kind = found[name].load()
     except ModuleNotFoundError as error:
-        raise ImportError(
-            f"backend {name!r} needs {error.name}: pip install 'ddpm-core[{name}]'"
-        ) from None
+        dist = found[name].dist
+        package = f"ddpm-core[{name}]" if dist is None or dist.name == "ddpm-core" else dist.name
+        raise ImportError(f"backend {name!r} needs {error.name}: pip install '{package}'") from None
     return kind(device=device, dtype=dtype)
 
 

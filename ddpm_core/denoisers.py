@@ -6,16 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 from array_api_compat import (
     array_namespace,
     is_cupy_namespace,
     is_dask_namespace,
+    is_numpy_array,
     is_numpy_namespace,
 )
 
 from ddpm_core._typing import Array
 from ddpm_core.levels import Level, astype, device_of, same_library
-from ddpm_core.parameterisations import Parameterisation, determinant, eps, to_x0
+from ddpm_core.parameterisations import Parameterisation, check_readable, eps, to_x0
 from ddpm_core.schedules import Discrete, Schedule
 
 
@@ -39,7 +41,8 @@ class Predictor:
     net: (x_t, timestep, **cond) -> (B, *D), or (B, 2 C, ...) if variance. timestep is (B,) in
         float32, whatever x_t's dtype, since bfloat16 has no 999
     schedule: gives the timestep. A `Discrete` one gives time - 1, as published checkpoints were
-        trained, and at least 0; a continuous one gives the time
+        trained, and at least 0; a continuous one gives the time, which a network that is made for
+        0 .. 999 must scale
     predicts: what the output is; `eps` as in Ho et al. 2020 by default
     variance: the network also returns the v of a learned variance (Nichol & Dhariwal 2021)
 
@@ -52,13 +55,7 @@ class Predictor:
     variance: bool = False
 
     def __post_init__(self) -> None:
-        t = self.schedule(self.schedule.ends[1])
-        if determinant(self.predicts, t) == 0:
-            name = getattr(self.predicts, "__name__", repr(self.predicts))
-            raise ValueError(
-                f"a prediction of {name} says nothing of x_0 at the noisiest level of this "
-                f"schedule, where alpha = {t.alpha:g}; predict v or x0 there"
-            )
+        check_readable(self.predicts, self.schedule(self.schedule.ends[1]))
 
     def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
         return self.both(x_t, t, **cond)[0]
@@ -85,8 +82,13 @@ class Predictor:
         return (y[:, :channels, ...], y[:, channels:, ...]) if self.variance else (y, None)
 
     def timestep(self, x_t: Array, t: Level) -> Array:
-        """What the network is told of the level: (B,), float32."""
+        """What the network is told of the level: (B,), float32.
+
+        ValueError if a level of the host is not one of the network's schedule.
+        """
         xp = array_namespace(x_t)
+        if isinstance(t.time, (int, float)) or is_numpy_array(t.time):
+            self._check_level(t)
         shift = 1.0 if isinstance(self.schedule, Discrete) else 0.0
         place = device_of(xp, x_t)
         if isinstance(t.time, (int, float)):
@@ -97,12 +99,24 @@ class Predictor:
             time = xp.maximum(time - shift, xp.zeros_like(time))
         return xp.broadcast_to(xp.reshape(time, (-1,)), (x_t.shape[0],))
 
+    def _check_level(self, t: Level) -> None:
+        known = np.asarray(self.schedule(t.time).logsnr)
+        # Levels of the device that came back to the host are only as sharp as float32.
+        close = np.isclose(known, t.logsnr, rtol=1e-4, atol=1e-4)
+        if not close.all():
+            i = int(np.argmin(close))
+            raise ValueError(
+                f"the level at time {np.ravel(t.time)[i]:g} has log-SNR "
+                f"{np.ravel(t.logsnr)[i]:.6g}, but on the network's schedule it has "
+                f"{np.ravel(known)[i]:.6g}: make levels and samplers with that schedule"
+            )
+
 
 def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
     """The denoiser with its x_0 clipped to the range of the data.
 
     Samplers take eps from this x_0, so (x_0, eps) always explains x_t = α x_0 + σ eps. Where the
-    data fills [low, high], an exact denoiser is not changed by it.
+    data lies within [low, high], an exact denoiser is not changed by it.
     """
 
     def clipped(x_t: Array, t: Level, **cond: Any) -> Array:

@@ -8,24 +8,23 @@ from typing import NamedTuple
 from array_api_compat import array_namespace
 
 from ddpm_core._typing import Array, Scalar
-from ddpm_core.levels import fit, log, same_library, sqrt
+from ddpm_core.levels import check_pair, expm1, fit, log, sqrt
 
 
 class Gaussian(NamedTuple):
     """N(mean, var I), or N(mean, diag(var)).
 
     mean: (B, *D)
-    var: a number or (B,), or an array of mean's shape; 0 is the point mass at the mean
+    var: a number or (B,), or an array that broadcasts to mean; 0 is the point mass at the mean
     """
 
     mean: Array
     var: Scalar
 
-
-def sample(gaussian: Gaussian, z: Array) -> Array:
-    """Mean + sqrt(var) z: a draw, for z standard normal of mean's shape."""
-    same_library(mean=gaussian.mean, z=z)
-    return gaussian.mean + fit(sqrt(gaussian.var), gaussian.mean) * z
+    def draw(self, z: Array) -> Array:
+        """mean + sqrt(var) z: a draw, for z standard normal of mean's shape."""
+        check_pair(mean=self.mean, z=z)
+        return self.mean + fit(sqrt(self.var), self.mean) * z
 
 
 def log_prob(gaussian: Gaussian, x: Array) -> Array:
@@ -33,7 +32,7 @@ def log_prob(gaussian: Gaussian, x: Array) -> Array:
 
     x: (B, *D)
     """
-    same_library(mean=gaussian.mean, x=x)
+    check_pair(mean=gaussian.mean, x=x)
     var = fit(gaussian.var, x)
     return sum_of_sample(-0.5 * ((x - gaussian.mean) ** 2 / var + log(var) + math.log(2 * math.pi)))
 
@@ -43,11 +42,11 @@ def kl(q: Gaussian, p: Gaussian) -> Array:
 
     Never negative, and 0 only where q = p.
     """
-    same_library(q=q.mean, p=p.mean)
+    check_pair(q=q.mean, p=p.mean)
     x = q.mean
     v_q, v_p = fit(q.var, x), fit(p.var, x)
-    difference = (x - p.mean) ** 2 / v_p
-    return sum_of_sample(0.5 * (difference + (v_q / v_p - 1.0 - (log(v_q) - log(v_p)))))
+    ratio = log(v_q) - log(v_p)  # r - 1 - log r at log r: it cannot cancel below 0
+    return sum_of_sample(0.5 * ((x - p.mean) ** 2 / v_p + (expm1(ratio) - ratio)))
 
 
 def sum_of_sample(x: Array) -> Array:

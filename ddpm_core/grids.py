@@ -20,33 +20,32 @@ Grid: TypeAlias = Callable[[Schedule, int], Array]
 def trailing(schedule: Schedule, steps: int) -> Array:
     """Evenly spaced from the noisiest time down to clean data (Lin et al. 2024, section 3.3).
 
-    The default: the only one of the three that starts where the noise does.
+    The default: it starts where the noise does, and its steps are even down to clean data.
 
     >>> from ddpm_core import linear
     >>> trailing(linear(1000), 4)
     array([1000.,  750.,  500.,  250.,    0.])
     """
+    check_steps(steps, schedule)
     clean, noisiest = schedule.ends
     left = np.arange(steps, -1, -1, dtype=np.float64)
     if isinstance(schedule, Discrete):
-        _check_steps(schedule, steps)
         return np.rint(noisiest * left / steps)
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, but is {steps}")
     return clean + (noisiest - clean) * left / steps
 
 
 def leading(schedule: Schedule, steps: int) -> Array:
     """Times 1, 1 + k, 1 + 2 k, ... with k = T // steps, then clean data (Song et al. 2021, DDIM).
 
-    Its first time is below T, so that sampling starts from noise that the network never saw there.
+    Its first time, 1 + (steps - 1) k, is below T unless steps = T: sampling then starts from noise
+    that the network never saw at that time. One step starts at time 1.
 
     >>> from ddpm_core import linear
     >>> leading(linear(1000), 4)
     array([751., 501., 251.,   1.,   0.])
     """
     schedule = _discrete(leading, schedule)
-    _check_steps(schedule, steps)
+    check_steps(steps, schedule)
     stride = schedule.T // steps
     return np.append(1.0 + stride * np.arange(steps - 1, -1, -1), 0.0)
 
@@ -59,9 +58,9 @@ def linspace(schedule: Schedule, steps: int) -> Array:
     array([1000.,  667.,  334.,    1.,    0.])
     """
     schedule = _discrete(linspace, schedule)
-    _check_steps(schedule, steps)
-    left = np.arange(steps - 1, -1, -1) / max(steps - 1, 1)
-    times = 1 + np.rint((schedule.T - 1) * left) if steps > 1 else np.array([float(schedule.T)])
+    check_steps(steps, schedule)
+    left = np.arange(steps - 1, -1, -1, dtype=np.float64)
+    times = 1 + np.rint((schedule.T - 1) * left / (steps - 1)) if steps > 1 else left + schedule.T
     return np.append(times, 0.0)
 
 
@@ -73,8 +72,11 @@ def _discrete(grid: Grid, schedule: Schedule) -> Discrete:
     return schedule
 
 
-def _check_steps(schedule: Discrete, steps: int) -> None:
-    if not 1 <= steps <= schedule.T:
+def check_steps(steps: int, schedule: Schedule | None = None) -> None:
+    """ValueError unless there can be so many steps, on integer times if the schedule has them."""
+    if not hasattr(steps, "__index__") or steps < 1:
+        raise ValueError(f"steps must be an integer of at least 1, but is {steps}")
+    if isinstance(schedule, Discrete) and steps > schedule.T:
         raise ValueError(
             f"steps must lie within [1, {schedule.T}], the integer times of the schedule, but is "
             f"{steps}; pass times= for fractional ones"

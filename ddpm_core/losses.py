@@ -13,8 +13,8 @@ from typing import Any, TypeAlias
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.denoisers import Denoiser, Predictor
 from ddpm_core.gaussians import mean_of_sample
-from ddpm_core.levels import Level, astype, check_pair, exp, fit, minimum, same_library, widen
-from ddpm_core.parameterisations import Parameterisation, determinant, target, x0
+from ddpm_core.levels import Level, astype, check_pair, fit, minimum, same_shape, widen
+from ddpm_core.parameterisations import Parameterisation, check_readable, determinant, target, x0
 from ddpm_core.process import q_sample
 
 #: The weight of the squared error of x_0 at a level.
@@ -48,7 +48,7 @@ def p2(gamma: float = 1.0, k: float = 1.0) -> Weight:
     """L_simple divided by (k + SNR)^γ (Choi et al. 2022, Eq. 8): SNR / (k + SNR)^γ on x_0."""
     if gamma < 0 or k <= 0:
         raise ValueError(f"gamma >= 0 and k > 0 must hold, but they are {gamma} and {k}")
-    return lambda t: simple(t) / (k + exp(t.logsnr)) ** gamma
+    return lambda t: simple(t) / (k + simple(t)) ** gamma
 
 
 def loss(
@@ -59,15 +59,15 @@ def loss(
     weight: Weight = simple,
     **cond: Any,
 ) -> Array:
-    """weight(t) ‖x_0 - x̂_0‖² / D at x_t = α x_0 + σ eps, per sample: (B,).
+    """weight(t) (x_0 - x̂_0)² at x_t = α x_0 + σ eps, the mean over coordinates: (B,).
 
     x_0, eps: (B, *D), eps standard normal
     t: a level of shape () or (B,), as from `draw`
     weight: `simple`, `native(target)`, `min_snr()`, `p2()`, or any function of a level
     cond: passed to the network
 
-    For a `Predictor` it is taken in the network's own output y, as weight (σ / D)² ‖y - ŷ‖²;
-    with `simple` and a network that predicts eps that is the plain squared error of eps.
+    For a `Predictor` it is taken in the network's own output y, as weight (σ / D)² (y - ŷ)² with
+    the target's determinant D; for `simple` and eps, that is the plain squared error of eps.
     """
     xp = check_pair(x_0=x_0, eps=eps)
     x_t = q_sample(x_0, eps, t)
@@ -75,8 +75,10 @@ def loss(
         predicts, y = predict.predicts, predict.output(x_t, t, **cond)[0]
     else:
         predicts, y = x0, predict(x_t, t, **cond)
-        same_library(x_t=x_t, y=y)
+        same_shape(x_t=x_t, y=y)
+    check_readable(predicts, t)
     scale = weight(t) * (t.sigma / determinant(predicts, t)) ** 2
-    error = widen(xp, target(x_0, eps, t, predicts) - y)
+    wanted = target(widen(xp, x_0), widen(xp, eps), t, predicts)
+    error = wanted - widen(xp, y)
     squared = mean_of_sample(error**2)
     return astype(xp, fit(scale, squared) * squared, x_0.dtype)

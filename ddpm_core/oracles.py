@@ -59,26 +59,28 @@ class GaussianOracle:
                 f"cov must be a number, {mean.shape} or {(mean.size, mean.size)} for a mean of "
                 f"shape {mean.shape}, but has shape {cov.shape}"
             )
-        if not (variances >= 0).all() or not np.isfinite(mean).all():
-            raise ValueError("mean must be finite, and cov must have no negative variance")
+        if not (variances >= 0).all() or not np.isfinite([*mean.flat, *variances]).all():
+            raise ValueError("mean and cov must be finite, and no variance negative")
         for name, value in (("mean", mean), ("variances", variances), ("basis", basis)):
             object.__setattr__(self, name, value)
 
     def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
+        check_pair(x_t=x_t)
         alpha, sigma, m, c = self._at(t, x_t)
         gain = alpha * c / (alpha**2 * c + sigma**2)
         return self._back(_up(m, x_t) + _up(gain, x_t) * self._centred(x_t, alpha, m), x_t)
 
     def log_prob(self, x: Array, t: Level = _CLEAN) -> Array:
         """log q(x_t), exactly: (B,). At the default, clean data, the log density of x_0."""
-        xp = array_namespace(x)
+        xp = check_pair(x=x)
+        check_density(self.variances, t)
         alpha, sigma, m, c = self._at(t, x)
         var = _up(alpha**2 * c + sigma**2, x)
         return -0.5 * xp.sum(
             self._centred(x, alpha, m) ** 2 / var + xp.log(2 * math.pi * var), axis=1
         )
 
-    def reverse(self, x_t: Array, t: Level, s: Level) -> Gaussian:
+    def reverse(self, x_t: Array, t: Level, s: Level, **cond: Any) -> Gaussian:
         """q(x_s | x_t), exactly, of independent coordinates, for any s < t.
 
         mean = α_s m + (α_t / α_s) (V_s / V_t) (x_t - α_t m),   var = τ σ_t² V_s / V_t
@@ -103,6 +105,7 @@ class GaussianOracle:
 
     def _kernel(self, x_t: Array, t: Level, s: Level) -> tuple[Array, Array]:
         """The reverse kernel's mean (B, D) and variance (1 or B, D), along the basis."""
+        check_pair(x_t=x_t)
         alpha_t, sigma_t, m, c = self._at(t, x_t)
         alpha_s, sigma_s, _, _ = self._at(s, x_t)
         ratio = (alpha_s**2 * c + sigma_s**2) / (alpha_t**2 * c + sigma_t**2)
@@ -170,8 +173,10 @@ class MixtureOracle:
                 f"var must be a number, {means.shape[:1]} or {means.shape}, but has shape "
                 f"{var.shape}"
             )
-        if not (weights > 0).all() or not (var >= 0).all() or not np.isfinite(means).all():
-            raise ValueError("weights must be positive, var not negative, and means finite")
+        if not ((weights > 0).all() and (var >= 0).all()):
+            raise ValueError("weights must be positive, and var not negative")
+        if not all(np.isfinite(table).all() for table in (weights, means, var)):
+            raise ValueError("weights, means and var must be finite")
         for name, value in (("weights", weights / weights.sum()), ("means", means), ("var", var)):
             object.__setattr__(self, name, value)
 
@@ -187,9 +192,10 @@ class MixtureOracle:
 
     def log_prob(self, x: Array, t: Level = _CLEAN) -> Array:
         """log q(x_t), exactly: (B,). At the default, clean data, the log density of x_0."""
+        check_density(self.var, t)
         return _log_sum_exp(self._joint(x, t)[0])[:, 0]
 
-    def reverse(self, x_t: Array, t: Level, s: Level) -> tuple[Array, Gaussian]:
+    def reverse_mixture(self, x_t: Array, t: Level, s: Level) -> tuple[Array, Gaussian]:
         """q(x_s | x_t), exactly, for any s < t: itself a mixture.
 
         log weights: (B, K), the log of each component's share given x_t
@@ -217,7 +223,7 @@ class MixtureOracle:
 
     def _joint(self, x: Array, t: Level) -> tuple[Array, Array]:
         """log w_k + log N(x; α m_k, V_k): (B, K), and x - α m_k: (B, K, D)."""
-        xp = array_namespace(x)
+        xp = check_pair(x=x)
         alpha, sigma, m, c = self._at(t, x)
         centred = xp.reshape(x, (x.shape[0], 1, m.shape[2])) - _up(alpha * m, x)
         var = _up(alpha**2 * c + sigma**2, x)
@@ -253,6 +259,14 @@ class DatasetOracle(MixtureOracle):
 
     def __init__(self, points: Any) -> None:
         super().__init__(np.ones(len(points)), points, 0.0)
+
+
+def check_density(var: Array, t: Level) -> None:
+    """ValueError where data without variance meets a level without noise: it has no density."""
+    if isinstance(t.sigma, float) and t.sigma <= 0 and not var.all():
+        raise ValueError(
+            "data without variance has no density of its own: pass a level t with noise"
+        )
 
 
 def _up(table: Array, x: Array) -> Array:

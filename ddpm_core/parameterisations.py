@@ -13,10 +13,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
+import numpy as np
+
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.levels import Level, check_pair, combine
 from ddpm_core.process import posterior_row
-from ddpm_core.schedules import Schedule
+from ddpm_core.schedules import Discrete, Schedule
 
 Row: TypeAlias = tuple[Scalar, Scalar]
 Parameterisation: TypeAlias = Callable[[Level], Row]
@@ -43,17 +45,23 @@ def score(t: Level) -> Row:
 
 
 def flow(t: Level) -> Row:
-    """The velocity eps - x_0 of a straight path (Liu et al. 2023; Lipman et al. 2023)."""
+    """The velocity eps - x_0 of a straight path (Liu et al. 2023; Lipman et al. 2023).
+
+    The levels here have α² + σ² = 1, and a straight path (1 - t) x_0 + t eps has not: a network
+    trained on one expects x_t / (α + σ), at t = σ / (α + σ).
+    """
     return -1.0, 1.0
 
 
 def mu(schedule: Schedule) -> Parameterisation:
     """The posterior mean μ̃ one time unit earlier, x_0's and x_t's of Ho et al. 2020, Eq. 7.
 
-    schedule: of integer times; s = schedule(t.time - 1)
+    schedule: discrete; s = schedule(t.time - 1), for times of at least 1
 
     With α_s τ + (α_t / α_s) (σ_s / σ_t)² α_t = α_s its row is (α_s, (α_t / α_s) σ_s² / σ_t).
     """
+    if not isinstance(schedule, Discrete):
+        raise TypeError(f"mu is for integer times, which a {type(schedule).__name__} has not")
 
     def row(t: Level) -> Row:
         s = schedule(t.time - 1)
@@ -66,6 +74,17 @@ def determinant(predicts: Parameterisation, t: Level) -> Scalar:
     """D = α b - σ a; where it is 0, the target says nothing that x_t does not say."""
     a, b = predicts(t)
     return t.alpha * b - t.sigma * a
+
+
+def check_readable(predicts: Parameterisation, t: Level) -> None:
+    """ValueError if, at a level of the host, a prediction of this target says nothing of x_0."""
+    d = determinant(predicts, t)
+    if isinstance(d, (float, np.ndarray)) and np.any(d == 0):
+        name = getattr(predicts, "__name__", repr(predicts))
+        raise ValueError(
+            f"a prediction of {name} says nothing of x_0 where alpha = {np.min(t.alpha):g}, "
+            f"sigma = {np.max(t.sigma):g}; predict v or x0 for alpha = 0, read nothing at sigma = 0"
+        )
 
 
 def target(x_0: Array, eps: Array, t: Level, predicts: Parameterisation) -> Array:
@@ -88,6 +107,7 @@ def to_x0(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
     From eps, an error of y grows by σ / α: up to 157 times at the end of `linear`.
     """
     check_pair(x_t=x_t, y=y)
+    check_readable(predicts, t)
     b, d = predicts(t)[1], determinant(predicts, t)
     return combine((-t.sigma / d, y), (b / d, x_t))
 
@@ -101,6 +121,7 @@ def to_eps(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
     From x_0, an error of y grows by α / σ: up to 100 times at the start of `linear`.
     """
     check_pair(x_t=x_t, y=y)
+    check_readable(predicts, t)
     a, d = predicts(t)[0], determinant(predicts, t)
     return combine((t.alpha / d, y), (-a / d, x_t))
 
@@ -114,6 +135,7 @@ def convert(
     t: a level of shape () or (B,)
     """
     check_pair(x_t=x_t, y=y)
+    check_readable(predicts, t)
     on_x_t, on_y = reading(predicts, wanted, t)
     return combine((on_y, y), (on_x_t, x_t))
 

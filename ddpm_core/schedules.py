@@ -16,12 +16,14 @@ from array_api_compat import array_namespace, is_numpy_array
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.levels import (
     Level,
+    astype,
     device_of,
     expm1,
     from_logsnr,
     log,
     log_sigmoid,
     logit_of_log,
+    widen,
 )
 
 
@@ -39,7 +41,8 @@ class Schedule(Protocol):
         time: a number of the host gives Python floats, a NumPy array or a sequence float64 arrays;
             both are checked to lie within `ends`. An array of another library keeps its library,
             device and dtype and is not checked.
-        dtype: of the level, where time is an array of integers of another library
+        dtype: of the level, where time is an array of another library; by default that of time,
+            or float32 where time is of integers
         """
         ...
 
@@ -88,6 +91,9 @@ class Discrete:
             )
         object.__setattr__(self, "logsnr", tuple(values.tolist()))
 
+    def __repr__(self) -> str:
+        return f"Discrete(T={self.T}, log-SNR from {self.logsnr[1]:g} to {self.logsnr[-1]:g})"
+
     @property
     def T(self) -> int:
         """The number of noisy levels."""
@@ -99,6 +105,8 @@ class Discrete:
 
     def __call__(self, time: Scalar, dtype: Any = None) -> Level:
         if isinstance(time, (int, float)):
+            if time == (index := int(time) if 0 <= time <= self.T else -1):
+                return from_logsnr(self.logsnr[index], float(time))
             level = self._host(np.asarray(time, dtype=np.float64))
             return Level(*(float(field) for field in level))
         if is_numpy_array(time) or isinstance(time, (list, tuple)):
@@ -131,7 +139,8 @@ class Discrete:
             logsnr = xp.take(xp.asarray(self.logsnr, dtype=dtype, **place), index, axis=0)
             logsnr = xp.reshape(logsnr, time.shape)
             return from_logsnr(logsnr, xp.astype(time, dtype))
-        dtype = time.dtype
+        dtype = time.dtype if dtype is None else dtype
+        time = astype(xp, time, dtype)
         index = xp.clip(xp.floor(time), 0.0, float(self.T - 1))
         part = time - index
         index = xp.reshape(xp.astype(index, xp.int32), (-1,))
@@ -173,7 +182,9 @@ class Discrete:
 class _Continuous:
     """What the continuous schedules share: log-SNR in closed form, and its inverse."""
 
-    ends: tuple[float, float]
+    @property
+    def ends(self) -> tuple[float, float]:
+        return 0.0, 1.0
 
     def _logsnr(self, time: Scalar) -> Scalar:
         raise NotImplementedError
@@ -230,10 +241,11 @@ class VP(_Continuous):
                 f"0 < beta_min <= beta_max must hold, but they are {self.beta_min} and "
                 f"{self.beta_max}"
             )
-
-    @property
-    def ends(self) -> tuple[float, float]:  # type: ignore[override]
-        return 0.0, 1.0
+        if self.beta_min + self.beta_max > 1400:
+            raise ValueError(
+                f"log alpha_bar at time 1 is {-(self.beta_min + self.beta_max) / 2:g}, below -700, "
+                f"where alpha underflows"
+            )
 
     def _logsnr(self, time: Scalar) -> Scalar:
         noise = time * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * time)
@@ -272,10 +284,6 @@ class LinearLogSNR(_Continuous):
                 f"noisy must be below clean, both finite, but they are {self.noisy} and "
                 f"{self.clean}"
             )
-
-    @property
-    def ends(self) -> tuple[float, float]:  # type: ignore[override]
-        return 0.0, 1.0
 
     def _logsnr(self, time: Scalar) -> Scalar:
         return self.clean + (self.noisy - self.clean) * time
@@ -336,9 +344,9 @@ def linear(
 ) -> Discrete:
     """β linear in time from 1e-4 to 0.02, at T = 1000 (Ho et al. 2020, section 4).
 
-    rescale: for any other T, True multiplies β by 1000 / T, so that ᾱ_T stays about the same
-        (Nichol & Dhariwal 2021; needs T > 20), and False keeps the betas as they are. The two are
-        different processes under one name, so there is no default.
+    rescale: for any other T, True multiplies β by 1000 / T, so that ᾱ_T stays about the same (the
+        code of Nichol & Dhariwal 2021; needs T > 20), and False keeps the betas as they are. The
+        two are different processes under one name, so there is no default.
     """
     _check_T(T)
     if T != 1000 and rescale is None:
@@ -346,17 +354,28 @@ def linear(
             f"linear(T={T}) is ambiguous: pass rescale=True to multiply beta by 1000 / T, or "
             f"rescale=False to run from {beta_1} to {beta_T} in {T} steps"
         )
-    return from_betas(np.linspace(beta_1, beta_T, T) * (1000 / T if rescale else 1.0))
+    _check_ends(beta_1, beta_T)
+    factor = 1000 / T if rescale else 1.0
+    if beta_T * factor >= 1:
+        raise ValueError(
+            f"linear(T={T}, rescale=True) would end at beta = {beta_T * factor:g}: T must be above "
+            f"{1000 * beta_T:g}"
+        )
+    return from_betas(np.linspace(beta_1, beta_T, T) * factor)
 
 
 def quadratic(T: int = 1000, *, beta_1: float = 1e-4, beta_T: float = 0.02) -> Discrete:
-    """sqrt(β) linear in time (the "quad" schedule of the code of Ho et al. 2020)."""
+    """sqrt(β) linear in time (the "quad" schedule of the code of Ho et al. 2020).
+
+    The betas are not rescaled: with fewer steps than 1000, more of the data is left at the end.
+    """
     _check_T(T)
+    _check_ends(beta_1, beta_T)
     return from_betas(np.linspace(math.sqrt(beta_1), math.sqrt(beta_T), T) ** 2)
 
 
 def scaled_linear(T: int = 1000, *, beta_1: float = 0.00085, beta_T: float = 0.012) -> Discrete:
-    """`quadratic` from 0.00085 to 0.012 (Rombach et al. 2022, the schedule of latent diffusion)."""
+    """`quadratic` from 0.00085 to 0.012 (the schedule of the code of Rombach et al. 2022)."""
     return quadratic(T, beta_1=beta_1, beta_T=beta_T)
 
 
@@ -375,8 +394,12 @@ def cosine(T: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> Discr
 
 
 def beta_sigmoid(T: int = 1000, *, beta_1: float = 1e-4, beta_T: float = 0.02) -> Discrete:
-    """β = β_1 + (β_T - β_1) sigmoid(u), u linear from -6 to 6 (Xu et al. 2022, GeoDiff)."""
+    """β = β_1 + (β_T - β_1) sigmoid(u), u linear from -6 to 6 (the form of Xu et al. 2022).
+
+    The ends are those of `linear`, and are not rescaled with T; GeoDiff itself has others.
+    """
     _check_T(T)
+    _check_ends(beta_1, beta_T)
     share = np.exp(log_sigmoid(np.linspace(-6.0, 6.0, T)))
     return from_betas(beta_1 + (beta_T - beta_1) * share)
 
@@ -394,11 +417,28 @@ def alphabar_sigmoid(
     _check_T(T)
     if not start < end or width <= 0:
         raise ValueError(f"start < end and width > 0 must hold, got {start}, {end} and {width}")
-    u = np.linspace(start, end, T + 1)[1:] / width
-    # σ(b) - σ(u) = sinh((b - u) / 2) / (2 cosh(b / 2) cosh(u / 2)): no cancellation near u = b.
-    gap = np.sinh((end / width - u) / 2) / np.cosh(u / 2)
-    top = math.sinh((end - start) / width / 2) / math.cosh(start / width / 2)
-    return from_alpha_bars(np.maximum(gap / top, 1e-9))
+    a, b = start / width, end / width
+    u = np.linspace(a, b, T + 1)[1:]
+    # σ(p) - σ(q) = sinh((p - q) / 2) / (2 cosh(p / 2) cosh(q / 2)), so that cosh(u / 2) cancels
+    # between ᾱ and 1 - ᾱ, and neither is a subtraction.
+    with np.errstate(divide="ignore"):
+        falling = _log_sinh((b - u) / 2) - _log_sinh((u - a) / 2)
+    logsnr = falling + _log_cosh(a / 2) - _log_cosh(b / 2)
+    floor = math.log(1e-9) - math.log1p(-1e-9)
+    if np.count_nonzero(logsnr <= floor) > 1:
+        raise ValueError(
+            f"alphabar_sigmoid(T={T}, start={start}, end={end}, width={width}) falls below 1e-9 "
+            f"before its end; use a larger width"
+        )
+    return Discrete((math.inf, *np.maximum(logsnr, floor).tolist()))
+
+
+def _log_sinh(x: Array) -> Array:
+    return x + np.log(-np.expm1(-2 * x)) - math.log(2)
+
+
+def _log_cosh(x: float) -> float:
+    return abs(x) + math.log1p(math.exp(-2 * abs(x))) - math.log(2)
 
 
 def zero_terminal_snr(schedule: Discrete) -> Discrete:
@@ -411,10 +451,14 @@ def zero_terminal_snr(schedule: Discrete) -> Discrete:
     """
     if schedule.T == 1:
         raise ValueError("a schedule of one step cannot both keep alpha_1 and end at alpha = 0")
-    alpha = schedule(np.arange(1, schedule.T + 1)).alpha
-    alpha = (alpha - alpha[-1]) * (alpha[0] / (alpha[0] - alpha[-1]))
+    t = schedule(np.arange(1, schedule.T + 1))
+    first, last = t.alpha[0], t.alpha[-1]
+    alpha = (t.alpha - last) * (first / (first - last))
+    # 1 - alpha, from 1 - t.alpha = t.sigma² / (1 + t.alpha), which does not cancel near clean data.
+    gap = t.sigma**2 / (1 + t.alpha)
+    gap = (first * gap - last * gap[0]) / (first - last)
     with np.errstate(divide="ignore"):
-        logsnr = 2 * np.log(alpha) - np.log1p(-alpha) - np.log1p(alpha)
+        logsnr = 2 * np.log(alpha) - np.log(gap) - np.log1p(alpha)
     return Discrete((math.inf, schedule.logsnr[1], *logsnr[1:].tolist()))
 
 
@@ -430,6 +474,7 @@ def draw(schedule: Schedule, u: Array) -> Level:
     array([1000.,  500.,    1.])
     """
     xp = array_namespace(u)
+    u = widen(xp, u)  # in bfloat16, 1000 levels would be about 250
     clean, noisiest = schedule.ends
     if isinstance(schedule, Discrete):
         # A u that was cast down to float32 may be 1: hence the minimum.
@@ -441,6 +486,11 @@ def draw(schedule: Schedule, u: Array) -> Level:
 def _check_T(T: int) -> None:
     if not hasattr(T, "__index__") or T < 1:
         raise ValueError(f"T must be an integer of at least 1, but is {T}")
+
+
+def _check_ends(beta_1: float, beta_T: float) -> None:
+    if not 0 < beta_1 <= beta_T < 1:
+        raise ValueError(f"0 < beta_1 <= beta_T < 1 must hold, but they are {beta_1} and {beta_T}")
 
 
 def _check_within(time: Array, ends: tuple[float, float]) -> None:

@@ -58,7 +58,7 @@ def test_timestep_per_sample():
 def test_predictor_reads_its_target(predicts, logsnr, arrays):
     """A network that says the target of x_0 and eps is read as x_0."""
     x_0, eps = arrays
-    t = from_logsnr(logsnr, 0.5)
+    t = ddpm.VP().at(logsnr)
     x_t, y = ddpm.q_sample(x_0, eps, t), ddpm.target(x_0, eps, t, predicts)
     predict = ddpm.Predictor(lambda x, time: y, ddpm.VP(), predicts)
     size = (1 + np.abs(x_0) + np.abs(eps)) * (1 + t.sigma / t.alpha)

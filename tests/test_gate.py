@@ -27,6 +27,18 @@ TIMES = np.array([700.0, 500.0, 300.0]), np.array([350.0, 100.0, 0.0])
 CLEAN = SCHEDULE(0)
 
 
+class Continuous:
+    """The same levels as of a schedule that is not discrete: networks are told their times."""
+
+    ends = SCHEDULE.ends
+
+    def __call__(self, time: Any, dtype: Any = None) -> Level:
+        return SCHEDULE(time, dtype)
+
+    def at(self, logsnr: Any) -> Level:
+        return SCHEDULE.at(logsnr)
+
+
 def run(case: Callable[..., Any], *args: Any) -> Any:
     """What `lazy_xp_function` sees: under JAX this call is jitted, under dask it is lazy."""
     return case(*args)
@@ -147,7 +159,7 @@ CASES: dict[str, Case] = {
         lambda x, y, z, t, s: ddpm.Predictor(net_of_two, SCHEDULE, variance=True).both(x, t), 8
     ),
     "predictor continuous": Case(
-        lambda x, y, z, t, s: ddpm.Predictor(net, ddpm.VP(), predicts=ddpm.v)(x, t), 8
+        lambda x, y, z, t, s: ddpm.Predictor(net, Continuous(), predicts=ddpm.v)(x, t), 8
     ),
     "clip": Case(lambda x, y, z, t, s: ddpm.clip(PREDICT)(x, t), 32),  # σ / α is 12 at 700
     "reverse": Case(lambda x, y, z, t, s: fitted(ddpm.reverse(GAUSSIAN)(x, t, s)), 8),
@@ -166,7 +178,7 @@ CASES: dict[str, Case] = {
     "mixture log_prob": Case(lambda x, y, z, t, s: MIXTURE.log_prob(x, t), 8),
     "mixture reverse": Case(
         lambda x, y, z, t, s: (lambda w, g: (w, g.mean, g.var + 0.0 * g.mean))(
-            *MIXTURE.reverse(x, t, s)
+            *MIXTURE.reverse_mixture(x, t, s)
         ),
         8,
     ),

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from ddpm_core import Gaussian, kl, linear, log_prob, q_marginal, small
-from ddpm_core.gaussians import mean_of_sample, sample, sum_of_sample
+from ddpm_core.gaussians import mean_of_sample, sum_of_sample
 from ddpm_core.levels import fit
 from ddpm_core.testing import strategies
 
@@ -56,7 +56,7 @@ def test_log_prob_is_scipys(pair):
 def test_density_of_a_draw(gaussian, seed):
     """log N(mean + sqrt(var) z) = -½ Σ (z² + log 2π var): `sample` is of what `log_prob` says."""
     z = np.random.default_rng(seed).standard_normal(gaussian.mean.shape)
-    x = sample(gaussian, z)
+    x = gaussian.draw(z)
     var = np.broadcast_to(fit(gaussian.var, x), x.shape)
     axes = tuple(range(1, x.ndim))
     wanted = -0.5 * (z**2 + np.log(2 * np.pi * var)).sum(axes)
@@ -93,7 +93,7 @@ def test_kl_is_the_expected_log_ratio(m, v, n, w):
 def test_kl_is_not_negative(m, v, n, w):
     """KL(q ‖ p) >= 0, and 0 only where q = p (Gibbs)."""
     q, p = Gaussian(as_array(m), v), Gaussian(as_array(n), w)
-    assert kl(q, p)[0] >= -4 * EPS * (1 + abs(math.log(v)) + abs(math.log(w)))
+    assert kl(q, p)[0] >= 0
     assert kl(q, q)[0] == 0
     if abs(m - n) > 1e-3 * math.sqrt(w) or abs(math.log(v / w)) > 1e-3:
         assert kl(q, p)[0] > 1e-7  # half of 1e-3², less the cubic terms

@@ -108,15 +108,22 @@ def test_integer_grids_refuse_continuous_time(grid):
 
 
 @pytest.mark.parametrize("grid", [trailing, leading, linspace])
-@pytest.mark.parametrize("steps", [0, -1, 101])
-def test_steps_outside_are_named(grid, steps):
-    """There are at least 1 and at most T steps of integer times."""
-    with pytest.raises(ValueError, match=rf"steps must lie within \[1, 100\].* but is {steps}"):
+def test_too_many_steps_are_named(grid):
+    """There are at most T steps of integer times."""
+    with pytest.raises(ValueError, match=r"steps must lie within \[1, 100\].* but is 101"):
+        grid(linear(100, rescale=False), 101)
+
+
+@pytest.mark.parametrize("grid", [trailing, leading, linspace])
+@pytest.mark.parametrize("steps", [0, -1, 2.5])
+def test_steps_that_are_none_are_named(grid, steps):
+    """Steps are counted: 1, 2, 3, ..."""
+    with pytest.raises(ValueError, match=f"an integer of at least 1, but is {steps}"):
         grid(linear(100, rescale=False), steps)
 
 
 @pytest.mark.parametrize("steps", [0, -1])
 def test_no_steps_of_continuous_time(steps):
     """A continuous schedule has at least one step, too."""
-    with pytest.raises(ValueError, match=f"steps must be at least 1, but is {steps}"):
+    with pytest.raises(ValueError, match=f"an integer of at least 1, but is {steps}"):
         trailing(VP(), steps)

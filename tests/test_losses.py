@@ -15,7 +15,7 @@ EPS = np.finfo(np.float64).eps
 TARGETS = [ddpm.x0, ddpm.eps, ddpm.v, ddpm.score, ddpm.flow]
 
 schedule = ddpm.VP()
-levels = st.floats(-9, 9).map(lambda logsnr: from_logsnr(logsnr, 0.5))
+levels = st.floats(-9, 9).map(schedule.at)
 
 # A product rule of two by two nodes and more is exact for squares of what is linear in (x_0, eps).
 _nodes, _weights = np.polynomial.hermite_e.hermegauss(3)
@@ -132,7 +132,7 @@ def test_simple_is_eq_14(t, arrays):
     """L_simple = mean (eps - eps_θ(α x_0 + σ eps, t))² (Ho et al. 2020, Eq. 14)."""
     x_0, eps = arrays
     net = lambda x_t, time: np.tanh(x_t) * time[:, None]
-    said = net(t.alpha * x_0 + t.sigma * eps, np.full(3, np.float32(0.5)))
+    said = net(t.alpha * x_0 + t.sigma * eps, np.full(3, np.float32(t.time)))
     actual = ddpm.loss(ddpm.Predictor(net, schedule), x_0, eps, t)
     np.testing.assert_allclose(actual, mean_square(eps - said), rtol=64 * EPS, atol=64 * EPS)
 
@@ -154,12 +154,12 @@ def test_without_signal(arrays):
 def test_levels_per_sample(logsnrs, x):
     """A level per sample weighs each sample as that level alone does."""
     x_0, eps, y = x
-    t = from_logsnr(np.array(logsnrs), np.full(3, 0.5))
+    t = schedule.at(np.array(logsnrs))
     for weight in (ddpm.simple, ddpm.min_snr(), ddpm.p2(0.5, 2.0), ddpm.native(ddpm.v)):
         together = ddpm.loss(network(y, ddpm.v), x_0, eps, t, weight)
         for i, logsnr in enumerate(logsnrs):
             one = [a[i : i + 1] for a in (x_0, eps)]
-            alone = ddpm.loss(network(y[i : i + 1], ddpm.v), *one, from_logsnr(logsnr, 0.5), weight)
+            alone = ddpm.loss(network(y[i : i + 1], ddpm.v), *one, schedule.at(logsnr), weight)
             np.testing.assert_allclose(together[i : i + 1], alone, rtol=256 * EPS)
 
 

@@ -96,7 +96,7 @@ def test_noise_survives_half_precision(schedule, dtype):
 
 def test_eps_without_signal_is_refused():
     """A prediction of eps at alpha_T = 0 cannot be built (diffusers: divides by it at T)."""
-    with pytest.raises(ValueError, match="eps says nothing of x_0 at the noisiest level"):
+    with pytest.raises(ValueError, match="eps says nothing of x_0 where alpha = 0"):
         ddpm.Predictor(lambda x, time: x, ddpm.zero_terminal_snr(LINEAR))
 
 
@@ -184,7 +184,7 @@ def test_betas_outside_0_1_are_refused():
     with pytest.raises(ValueError, match=r"betas must lie in \(0, 1\), but betas\[9\] = 1\.0"):
         ddpm.from_betas(1 / np.arange(10, 0, -1))  # jsd
     for T in range(2, 21):
-        with pytest.raises(ValueError, match=r"betas must lie in \(0, 1\), but betas"):
+        with pytest.raises(ValueError, match=r"T must be above 20"):
             ddpm.linear(T, rescale=True)
     ddpm.linear(21, rescale=True)
 

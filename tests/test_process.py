@@ -28,7 +28,7 @@ from ddpm_core import (
     tau,
     to_x0,
 )
-from ddpm_core.gaussians import sample, sum_of_sample
+from ddpm_core.gaussians import sum_of_sample
 from ddpm_core.process import posterior_row
 from ddpm_core.testing import strategies
 
@@ -69,7 +69,7 @@ def test_a_draw_is_of_the_marginal(t, seed):
     """`q_sample` is a draw of `q_marginal`: N(α x_0, σ² I) (Ho et al. 2020, Eq. 4)."""
     x_0, eps = np.random.default_rng(seed).standard_normal((2, 3, 4))
     np.testing.assert_allclose(
-        q_sample(x_0, eps, t), sample(q_marginal(x_0, t), eps), rtol=0, atol=16 * EPS
+        q_sample(x_0, eps, t), q_marginal(x_0, t).draw(eps), rtol=0, atol=16 * EPS
     )
 
 
@@ -291,7 +291,7 @@ def test_a_level_per_sample(schedule, shape, seed):
         (q_sample(x, y, t), lambda a, b, t, s: q_sample(a, b, t)),
         (q_step(x, y, s, t), lambda a, b, t, s: q_step(a, b, s, t)),
         (posterior.mean, lambda a, b, t, s: q_posterior(a, b, t, s).mean),
-        (sample(posterior, x), lambda a, b, t, s: sample(q_posterior(a, b, t, s), a)),
+        (posterior.draw(x), lambda a, b, t, s: q_posterior(a, b, t, s).draw(a)),
         (q_marginal(x, t).mean, lambda a, b, t, s: q_marginal(a, t).mean),
     ]
     for got, kernel in kernels:

@@ -493,3 +493,81 @@ def test_tables_of_wrong_shape():
     clean = LINEAR(np.array([1000, 0, 0, 0]))
     with pytest.raises(ValueError, match="only the last level may be clean data"):
         ddpm.Sampler("s", clean, good.read, good.point, good.anchor)
+
+
+# What must not pass in silence. -----------------------------------------------------------------
+
+
+def test_samplers_of_another_schedule_are_refused():
+    """A network is told the time of its own schedule, or nothing: the level's log-SNR tells."""
+    x = np.zeros((2, 3))
+    predict = ddpm.Predictor(lambda x, time: x, ddpm.linear())
+    for other in (ddpm.VP(), ddpm.cosine(), ddpm.linear(100, rescale=True)):
+        with pytest.raises(ValueError, match="but on the network's schedule it has"):
+            ddpm.sample(predict, ddpm.ddim(other, 3), x)
+    half = ddpm.linear()(500.5)
+    assert predict(x, half).shape == x.shape
+    assert predict(x, ddpm.linear().at(half.logsnr)).shape == x.shape
+
+
+def test_shapes_that_would_broadcast_are_refused():
+    """An output or a noise of another shape than x is an error, not a broadcast."""
+    x, sampler = np.zeros((4, 2)), ddpm.ancestral(ddpm.linear(), 2)
+    noise = lambda step, shape: np.zeros(shape)
+    with pytest.raises(ValueError, match=r"y has shape \(4, 1\) but x has shape \(4, 2\)"):
+        ddpm.sample(lambda x, t: x[:, :1], sampler, x, noise)
+    with pytest.raises(ValueError, match=r"z has shape \(2,\) but x has shape \(4, 2\)"):
+        ddpm.sample(lambda x, t: x, sampler, x, lambda step, shape: np.zeros(2))
+    with pytest.raises(ValueError, match=r"y has shape \(4,\) but x_t has shape \(4, 2\)"):
+        ddpm.loss(lambda x, t: x[:, 0], x, x, ddpm.linear()(500))
+
+
+def test_swapped_levels_are_refused():
+    """s is cleaner than t, or the kernel is of a negative variance."""
+    x, t, s = np.zeros((2, 3)), ddpm.linear()(700), ddpm.linear()(350)
+    for call in (
+        lambda: ddpm.q_posterior(x, x, s, t),
+        lambda: ddpm.q_step(x, x, t, s),
+        lambda: ddpm.reverse(lambda x, t: x)(x, s, t),
+    ):
+        with pytest.raises(ValueError, match=r"s must be cleaner than t, .* are they swapped"):
+            call()
+
+
+def test_state_of_another_sampler_is_refused():
+    """A row combines the memory of its own sampler: another's would shift its coefficients."""
+    x, schedule = np.zeros((2, 3)), ddpm.linear()
+    state = ddpm.ddim(schedule, 4).start(x)
+    with pytest.raises(ValueError, match="row and state must be of one sampler"):
+        ddpm.advance(ddpm.dpmpp_2m(schedule, 4).rows()[1], state, x)
+
+
+def test_outputs_that_say_nothing_are_refused():
+    """`given` reads no eps at alpha = 0, as `Predictor` does not."""
+    with pytest.raises(ValueError, match="eps says nothing of x_0 where alpha = 0"):
+        ddpm.ddim(ddpm.zero_terminal_snr(ddpm.linear()), 5).given(ddpm.eps)
+
+
+@pytest.mark.parametrize("dtype", [np.int64, np.complex128])
+def test_data_is_real_and_floating(dtype):
+    """Whole numbers would truncate tables, and complex ones make complex squares: both refused."""
+    x, t = np.ones((2, 3), dtype), ddpm.linear()(500)
+    oracle = ddpm.GaussianOracle(np.zeros(3), 1.0)
+    for call in (
+        lambda: oracle(x, t),
+        lambda: oracle.log_prob(x),
+        lambda: ddpm.DatasetOracle(np.eye(3))(x, t),
+        lambda: ddpm.sample(oracle, ddpm.ddim(ddpm.linear(), 2), x),
+        lambda: ddpm.loss(oracle, x, x, t),
+        lambda: ddpm.log_prob(ddpm.Gaussian(x, 1.0), x),
+    ):
+        with pytest.raises(TypeError, match=f"has dtype {np.dtype(dtype)}"):
+            call()
+
+
+def test_points_have_no_density_of_their_own():
+    """log q(x_0) of points is that of no Gaussian: it is asked for at a level with noise."""
+    oracle = ddpm.DatasetOracle(np.eye(3))
+    with pytest.raises(ValueError, match="no density"):
+        oracle.log_prob(np.zeros((1, 3)))
+    assert np.isfinite(oracle.log_prob(np.zeros((1, 3)), ddpm.linear()(10))).all()

@@ -7,6 +7,7 @@ run that was not.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -30,7 +31,7 @@ from ddpm_core_torch.unet import UNet
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. The defaults are those of Ho et al. 2020 on CIFAR-10, dropout aside.
+    """How to train. Batch, rate, warm-up, decay and clip are those of Ho et al. 2020 on CIFAR-10.
 
     ema: decay of the average of the weights; it rises to this as (1 + n) / (10 + n)
     warmup: steps over which the learning rate rises to lr
@@ -213,10 +214,15 @@ class Trainer:
             "done": self.done,
             "recipe": dataclasses.asdict(self.recipe),
             "config": dataclasses.asdict(self.net.config),
-            "schedule": repr(self.schedule),
+            "schedule": _digest(self.schedule),
             "predicts": self.predict.predicts.__name__,
             "images": list(self.images.shape),
         }
+
+
+def _digest(schedule: Schedule) -> str:
+    """What tells one schedule from another, without its thousand numbers."""
+    return hashlib.sha256(repr(vars(schedule)).encode()).hexdigest()[:16]
 
 
 def bfloat16_is_fast(device: str) -> bool:

@@ -60,7 +60,12 @@ def sample(
             raise ValueError(f"--{name} must be at least 1, but is {value}")
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
-    checkpoint = load(bundled().get(model, Path(model)))
+    models = bundled()
+    if model not in models and not Path(model).exists():
+        raise FileNotFoundError(
+            f"no model {model!r}: neither a file nor one of {', '.join(models)}"
+        )
+    checkpoint = load(models.get(model, Path(model)))
     solver = SAMPLERS[sampler](checkpoint.schedule, steps)
     y = parse_classes(classes, checkpoint, rows * columns)
     frames = draw(

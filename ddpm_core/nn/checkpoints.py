@@ -7,6 +7,7 @@ what the network predicts, the image size, the class names, and free-form notes.
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import os
 import tempfile
@@ -52,7 +53,8 @@ class Checkpoint:
     def predictor(self, backend: Backend) -> Predictor:
         """The network on a backend, ready to sample from."""
         net = backend.network(dict(self.params), self.config)
-        return Predictor(net, self.schedule, NAMED[self.predicts])
+        variance = self.config.out_channels == 2 * self.config.channels
+        return Predictor(net, self.schedule, NAMED[self.predicts], variance)
 
 
 def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> None:
@@ -60,7 +62,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
 
     The file appears whole or not at all: OSError if it cannot be written.
     """
-    from safetensors.numpy import save as to_bytes
+    to_bytes = _safetensors("safetensors.numpy").save
 
     schedule = checkpoint.schedule
     if type(schedule).__name__ not in _SCHEDULES or checkpoint.predicts not in NAMED:
@@ -76,6 +78,8 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         "labels": checkpoint.labels,
         "notes": dict(checkpoint.notes),
     }
+    shapes = {name: tuple(p.shape) for name, p in checkpoint.params.items()}
+    check_names("the checkpoint", shapes, parameter_shapes(checkpoint.config))
     tensors = {name: np.ascontiguousarray(p, dtype) for name, p in checkpoint.params.items()}
     write_whole(path, to_bytes(tensors, metadata={_KEY: json.dumps(about)}))
 
@@ -110,21 +114,28 @@ def load(path: str | Path) -> Checkpoint:
 
 def read_tensors(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
     """The arrays and the metadata of a safetensors file. Errors as of `load`."""
-    from safetensors import SafetensorError, safe_open
+    library = _safetensors("safetensors")
 
     if not Path(path).is_file():
         raise FileNotFoundError(f"no checkpoint at {path}")
     try:
-        opened: Any = safe_open(path, framework="np")
+        opened: Any = library.safe_open(path, framework="np")
         with opened as file:
             names: list[str] = list(file.keys())
             return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (SafetensorError, TypeError) as error:  # the second, of types that NumPy lacks
+    except (library.SafetensorError, TypeError) as error:  # the second, of types that NumPy lacks
         raise ValueError(f"{path} is not a safetensors file, or is truncated ({error})") from None
 
 
+def _safetensors(module: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise ImportError("checkpoints need safetensors: pip install 'ddpm-core[cli]'") from None
+
+
 def check_names(
-    path: Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
+    what: str | Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
 ) -> None:
     """ValueError that lists which tensors are missing, unexpected, or of a wrong shape."""
     wrong = {
@@ -137,12 +148,12 @@ def check_names(
         ],
     }
     complaints = [
-        f"{len(names)} {what}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for what, names in wrong.items()
+        f"{len(names)} {how}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
+        for how, names in wrong.items()
         if names
     ]
     if complaints:
-        raise ValueError(f"{path} does not hold the network it describes; {'; '.join(complaints)}")
+        raise ValueError(f"{what} does not hold the network it describes; {'; '.join(complaints)}")
 
 
 def write_whole(path: str | Path, data: bytes) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_array
 
 from ddpm_core._typing import Array
 from ddpm_core.levels import astype, device_of
@@ -76,11 +76,11 @@ def unet(
 
     params: by name, as `parameter_shapes` lists them, packed by `ops`
     x: (B, C, H, W); H and W divisible by 2 for each resolution after the first
-    timestep: (B,)
+    timestep: (B,), on the scale of 0 .. 999 whatever the schedule
     y: (B,) classes 0 .. classes - 1, where -1 is no class; None is no class for any
     dropout: in every residual block, during training
     """
-    _check_inputs(x, y, config)
+    _check_inputs(x, timestep, y, config)
 
     def p(name: str) -> tuple[Any, Any]:
         return params[f"{name}.weight"], params[f"{name}.bias"]
@@ -245,14 +245,20 @@ def _class_vectors(table: Array, y: Array) -> Array:
     return xp.where(known, rows, xp.zeros_like(rows))
 
 
-def _check_inputs(x: Array, y: Array | None, config: UNetConfig) -> None:
+def _check_inputs(x: Array, timestep: Array, y: Array | None, config: UNetConfig) -> None:
     factor = 2 ** (len(config.widths) - 1)
     if x.ndim != 4 or x.shape[1] != config.channels or x.shape[2] % factor or x.shape[3] % factor:
         raise ValueError(
             f"x must be (B, {config.channels}, H, W) with H and W divisible by {factor}, but has "
             f"shape {tuple(x.shape)}"
         )
+    if tuple(timestep.shape) != (x.shape[0],):
+        raise ValueError(f"timestep must be ({x.shape[0]},), but is {tuple(timestep.shape)}")
     if y is not None and not config.classes:
         raise ValueError("y was given, but this network has no classes")
     if y is not None and tuple(y.shape) != (x.shape[0],):
         raise ValueError(f"y must be ({x.shape[0]},), one class per image, but is {tuple(y.shape)}")
+    if y is not None and is_numpy_array(y) and not ((y >= -1) & (y < config.classes)).all():
+        raise ValueError(
+            f"y must lie within [-1, {config.classes - 1}], but has {y.min()} to {y.max()}"
+        )

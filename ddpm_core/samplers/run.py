@@ -9,7 +9,6 @@ from array_api_compat import array_namespace
 
 from ddpm_core._typing import Array
 from ddpm_core.denoisers import Denoiser
-from ddpm_core.gaussians import sample as sample_gaussian
 from ddpm_core.levels import Level, level_at
 from ddpm_core.reverse import Reverse
 from ddpm_core.samplers.table import Row, Sampler, advance
@@ -52,14 +51,14 @@ def trajectory(
     >>> [round(float(step.level.sigma), 3) for step in steps]
     [0.994, 0.824, 0.0]
     """
-    check_start(x)
+    _check_start(x)
+    if sampler.stochastic and noise is None:
+        raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
     state = sampler.start(x)
     for i, row in enumerate(progress(sampler.rows()), start=1):
         x_0 = denoise(state.point, row.level, **cond)
         z = None
-        if row.point[-1] != 0 or row.anchor[-1] != 0:
-            if noise is None:
-                raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise")
+        if noise is not None and (row.point[-1] != 0 or row.anchor[-1] != 0):
             z = noise(i, tuple(x.shape))
         state = advance(row, state, x_0, z)
         level = Level(*(float(field[i]) for field in sampler.levels))
@@ -105,17 +104,17 @@ def sample_kernel(
 
     The step into clean data takes the mean.
     """
-    check_start(x)
+    _check_start(x)
     last = len(levels.sigma) - 1
     pairs = [Level(*(float(field) for field in level_at(levels, i))) for i in range(last + 1)]
     for i in progress(list(range(1, last + 1))):
         t, s = pairs[i - 1], pairs[i]
         step = reverse(x, t, s, **cond)
-        x = sample_gaussian(step, noise(i, tuple(x.shape))) if s.sigma > 0 else step.mean
+        x = step.draw(noise(i, tuple(x.shape))) if s.sigma > 0 else step.mean
     return x
 
 
-def check_start(x: Array) -> None:
+def _check_start(x: Array) -> None:
     xp = array_namespace(x)
-    if not xp.isdtype(x.dtype, ("real floating", "complex floating")):
+    if not xp.isdtype(x.dtype, "real floating"):
         raise TypeError(f"x has dtype {x.dtype}: sampling needs floating point, e.g. float32")

@@ -15,9 +15,9 @@ import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace
 
 from ddpm_core._typing import Array, Scalar
-from ddpm_core.grids import Grid, trailing
-from ddpm_core.levels import Level, astype, combine, level_at, same_library, widen
-from ddpm_core.parameterisations import Parameterisation, reading, x0
+from ddpm_core.grids import Grid, check_steps, trailing
+from ddpm_core.levels import Level, astype, combine, level_at, same_shape, widen
+from ddpm_core.parameterisations import Parameterisation, check_readable, reading, x0
 from ddpm_core.schedules import Schedule
 
 
@@ -125,6 +125,7 @@ class Sampler:
         For a loop of your own; `sample` with a `Predictor` needs no such step.
         """
         t = level_at(self.levels, slice(None, -1))
+        check_readable(predicts, t)
         on_x_t, on_y = reading(predicts, x0, t)
         u, v = self.read[:, 0], self.read[:, 1]
         return dataclasses.replace(self, read=np.stack([u + v * on_x_t, v * on_y], axis=-1))
@@ -139,7 +140,12 @@ def advance(row: Row, state: State, y: Array, z: Array | None = None) -> State:
 
     Half-precision states are combined in float32 and cast back.
     """
-    xp = same_library(point=state.point, y=y, **({} if z is None else {"z": z}))
+    xp = same_shape(x=state.point, y=y, **({} if z is None else {"z": z}))
+    if len(row.point) != 4 + len(state.memory):
+        raise ValueError(
+            f"a row of {len(row.point)} coefficients does not go with a memory of "
+            f"{len(state.memory)}: row and state must be of one sampler"
+        )
     dtype = state.point.dtype
     point, anchor, y, *memory = (
         widen(xp, a) for a in (state.point, state.anchor, y, *state.memory)
@@ -166,8 +172,7 @@ def levels_of(schedule: Schedule, steps: int, grid: Grid = trailing, times: Any 
     grid: a function of `grids`, used where times is None
     times: steps + 1 times of the schedule, strictly falling
     """
-    if steps < 1 or int(steps) != steps:
-        raise ValueError(f"steps must be an integer of at least 1, but is {steps}")
+    check_steps(steps)
     if times is None:
         times = grid(schedule, steps)
     times = np.asarray(times, dtype=np.float64)
