@@ -143,6 +143,11 @@ def test_exact_variance_keeps_gaussians(path, log_c, data):
     assert total == pytest.approx(c, rel=512 * EPS * len(found))
 
 
+def gain(sampler: ddpm.Sampler) -> float:
+    """What a row may multiply a rounding by: 2M has h / 2 h_prev, large where steps are uneven."""
+    return max(1.0, float(np.abs(sampler.point).max()))
+
+
 @solvers
 @given(path=paths(), data=st.data())
 def test_one_point_of_data_is_hit(solver, path, data):
@@ -151,7 +156,9 @@ def test_one_point_of_data_is_hit(solver, path, data):
     sampler = build(solver, path)
     found = ddpm.sample(lambda x_t, t: x_0, sampler, 5 * x, draws(0))
     # The state carries EPS of |x| and of |x_0| into a last row that weighs x by σ_s / σ_t = 0.
-    np.testing.assert_allclose(found, x_0, rtol=0, atol=64 * EPS * (1 + np.abs(x_0).max()))
+    np.testing.assert_allclose(
+        found, x_0, rtol=0, atol=64 * EPS * gain(sampler) * (1 + np.abs(x_0).max())
+    )
 
 
 @solvers
@@ -170,7 +177,7 @@ def test_one_point_of_data_from_no_signal(solver, path, data):
     predict = ddpm.Predictor(net, path[0], ddpm.v)
     found = ddpm.sample(predict, sampler, x, draws(0))
     sigma = sampler.levels.sigma[-2]  # the v of x_0 loses EPS / σ
-    np.testing.assert_allclose(found, x_0, rtol=0, atol=64 * EPS * (1 + 10 / sigma))
+    np.testing.assert_allclose(found, x_0, rtol=0, atol=64 * EPS * gain(sampler) * (1 + 10 / sigma))
 
 
 @solvers
@@ -178,7 +185,7 @@ def test_one_point_of_data_from_no_signal(solver, path, data):
 def test_marginals_are_kept(solver, path, x_0):
     """With x_0 known, every row takes q(x_t | x_0) to q(x_s | x_0); `large` adds large - small."""
     sampler = build(solver, path)
-    levels = sampler.levels
+    levels, lost = sampler.levels, 64 * EPS * gain(sampler)
     mean, var = levels.alpha[0] * x_0, levels.sigma[0] ** 2
     for i, row in enumerate(sampler.rows()):
         t, s = level_at(levels, i), level_at(levels, i + 1)
@@ -187,8 +194,8 @@ def test_marginals_are_kept(solver, path, x_0):
         excess = 0.0
         if solver is SOLVERS["large"] and s.sigma > 0:
             excess = ddpm.large(t, s) - ddpm.small(t, s)
-        assert mean == pytest.approx(s.alpha * x_0, rel=0, abs=64 * EPS * (1 + abs(x_0)))
-        assert var == pytest.approx(s.sigma**2 + excess, rel=0, abs=64 * EPS)
+        assert mean == pytest.approx(s.alpha * x_0, rel=0, abs=lost * (1 + abs(x_0)))
+        assert var == pytest.approx(s.sigma**2 + excess, rel=0, abs=lost)
         mean, var = s.alpha * x_0, s.sigma**2
 
 
@@ -272,7 +279,9 @@ def test_ancestral_is_its_kernel(path, seed, x):
         expected = ddpm.sample_kernel(kernel, levels, x, draws(seed))
         found = ddpm.sample(denoise, sampler, x, draws(seed))
         # A mixture's reading turns over a width of its own; errors grow by it at each step.
-        np.testing.assert_allclose(found, expected, rtol=0, atol=1e4 * EPS * sampler.nfe)
+        np.testing.assert_allclose(
+            found, expected, rtol=0, atol=1e4 * EPS * sampler.nfe * gain(sampler)
+        )
 
 
 # Loops. -----------------------------------------------------------------------------------------
@@ -296,7 +305,9 @@ def test_given_reads_the_raw_output(solver, path, x):
         # Reading eps at alpha_t divides by it, at every step anew.
         grown = sampler.nfe / sampler.levels.alpha[0] ** 2
         size = 1 + np.abs(expected).max()
-        np.testing.assert_allclose(state.point, expected, rtol=0, atol=256 * EPS * size * grown)
+        np.testing.assert_allclose(
+            state.point, expected, rtol=0, atol=256 * EPS * size * grown * gain(sampler)
+        )
 
 
 @solvers
@@ -333,7 +344,9 @@ def test_batch_splits(solver, path, seed, cut):
         if len(ids):
             part = ddpm.sample(TOY, sampler, x[ids], lambda i, shape, ids=ids: noise(i, shape, ids))
             # A matrix product may sum in another order for another batch.
-            np.testing.assert_allclose(part, whole[ids], rtol=0, atol=1e4 * EPS * sampler.nfe)
+            np.testing.assert_allclose(
+                part, whole[ids], rtol=0, atol=1e4 * EPS * sampler.nfe * gain(sampler)
+            )
 
 
 @solvers
@@ -347,7 +360,9 @@ def test_rotation_equivariance(solver, path, seed):
     turned = lambda i, shape: noise(i, shape) @ R.T
     found = ddpm.sample(ddpm.MixtureOracle(np.ones(3), means @ R.T, 0.3), sampler, x @ R.T, turned)
     expected = ddpm.sample(ddpm.MixtureOracle(np.ones(3), means, 0.3), sampler, x, noise) @ R.T
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e4 * EPS * sampler.nfe)
+    np.testing.assert_allclose(
+        found, expected, rtol=0, atol=1e4 * EPS * sampler.nfe * gain(sampler)
+    )
 
 
 @solvers
