@@ -538,3 +538,13 @@ def test_info(capsys, monkeypatch):
 def test_command_is_installed():
     """The console script lies beside this Python."""
     assert shutil.which("ddpm-core", path=str(COMMAND.parent))
+
+
+def test_info_says_what_installs(monkeypatch, capsys):
+    """A backend whose library is missing is shown with the whole line that installs it."""
+    monkeypatch.setitem(sys.modules, "torch", None)
+    for name in [name for name in sys.modules if name.startswith("ddpm_core_torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    run("info")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "backend 'torch' needs torch: pip install 'ddpm-core[torch]'" in said

@@ -10,6 +10,7 @@ import array_api_compat
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 import ddpm_core
 from ddpm_core.backends import backend, discover
@@ -38,7 +39,7 @@ def info() -> None:
             on = backend(name)
             backends.add_row(name, f"{_version(name)} on {on.device}")
         except (ImportError, LookupError, ValueError, RuntimeError) as error:
-            backends.add_row(name, str(error))
+            backends.add_row(name, Text(str(error)))  # no markup: [torch] is an extra
     console.print(backends)
     models = Table("model", "images", "parameters", "trained", box=None, pad_edge=False, title="")
     for name, path in bundled().items():
