@@ -64,9 +64,11 @@ def _check_order(t: Level, s: Level) -> None:
     else:
         return  # of the device
     if swapped:
+        at_t, at_s = (np.ravel(a) for a in np.broadcast_arrays(t.logsnr, s.logsnr))
+        i = int(np.argmax(at_t > at_s))
         raise ValueError(
-            f"s must be cleaner than t, but log-SNR is {np.min(s.logsnr):.6g} at s and "
-            f"{np.max(t.logsnr):.6g} at t; are they swapped?"
+            f"s must be cleaner than t, but log-SNR is {at_s[i]:.6g} at s and {at_t[i]:.6g} at t; "
+            f"are they swapped?"
         )
 
 

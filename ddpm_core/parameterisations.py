@@ -106,10 +106,7 @@ def to_x0(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
 
     From eps, an error of y grows by σ / α: up to 157 times at the end of `linear`.
     """
-    check_pair(x_t=x_t, y=y)
-    check_readable(predicts, t)
-    b, d = predicts(t)[1], determinant(predicts, t)
-    return combine((-t.sigma / d, y), (b / d, x_t))
+    return convert(y, x_t, t, predicts, x0)
 
 
 def to_eps(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
@@ -120,10 +117,7 @@ def to_eps(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
 
     From x_0, an error of y grows by α / σ: up to 100 times at the start of `linear`.
     """
-    check_pair(x_t=x_t, y=y)
-    check_readable(predicts, t)
-    a, d = predicts(t)[0], determinant(predicts, t)
-    return combine((t.alpha / d, y), (-a / d, x_t))
+    return convert(y, x_t, t, predicts, eps)
 
 
 def convert(
@@ -135,7 +129,6 @@ def convert(
     t: a level of shape () or (B,)
     """
     check_pair(x_t=x_t, y=y)
-    check_readable(predicts, t)
     on_x_t, on_y = reading(predicts, wanted, t)
     return combine((on_y, y), (on_x_t, x_t))
 
@@ -144,7 +137,10 @@ def reading(predicts: Parameterisation, wanted: Parameterisation, t: Level) -> R
     """The coefficients over (x_t, y) that read `wanted` from a prediction y of `predicts`.
 
     With rows (a, b) and (c, d):  ((c b - d a) / D, (d α - c σ) / D)
+
+    ValueError, at levels of the host, where D = 0.
     """
+    check_readable(predicts, t)
     (a, b), (c, d) = predicts(t), wanted(t)
     det = determinant(predicts, t)
     return (c * b - d * a) / det, (d * t.alpha - c * t.sigma) / det

@@ -105,8 +105,8 @@ class Discrete:
 
     def __call__(self, time: Scalar, dtype: Any = None) -> Level:
         if isinstance(time, (int, float)):
-            if time == (index := int(time) if 0 <= time <= self.T else -1):
-                return from_logsnr(self.logsnr[index], float(time))
+            if 0 <= time <= self.T and time == int(time):
+                return from_logsnr(self.logsnr[int(time)], float(time))
             level = self._host(np.asarray(time, dtype=np.float64))
             return Level(*(float(field) for field in level))
         if is_numpy_array(time) or isinstance(time, (list, tuple)):

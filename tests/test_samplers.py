@@ -496,8 +496,12 @@ def test_eta_and_integers_are_refused():
     for eta in (-0.5, 2.0):
         with pytest.raises(ValueError, match=f"but eta = {eta}"):
             ddpm.ddim(LINEAR, 4, eta)
-    with pytest.raises(TypeError, match="x has dtype int64: sampling needs floating point"):
-        ddpm.sample(TOY, ddpm.ddim(LINEAR, 2), np.zeros((2, 2), dtype=np.int64))
+    whole, said = np.zeros((2, 2), dtype=np.int64), "x has dtype int64: convert it to floating"
+    with pytest.raises(TypeError, match=said):  # by a denoiser that would take it
+        ddpm.sample(lambda x, t: x, ddpm.ddim(LINEAR, 2), whole)
+    levels, kernel = ddpm.levels_of(LINEAR, 2), lambda x, t, s: ddpm.Gaussian(x, 1.0)
+    with pytest.raises(TypeError, match=said):
+        ddpm.sample_kernel(kernel, levels, whole, lambda step, shape: whole)
 
 
 def test_tables_of_wrong_shape():
@@ -547,6 +551,10 @@ def test_swapped_levels_are_refused():
     ):
         with pytest.raises(ValueError, match=r"s must be cleaner than t, .* are they swapped"):
             call()
+    many = ddpm.linear()(np.array([100.0, 900.0, 700.0]))
+    said = rf"log-SNR is {t.logsnr:.6g} at s and {many.logsnr[0]:.6g} at t"
+    with pytest.raises(ValueError, match=said):  # the first pair that is
+        ddpm.tau(many, t)
 
 
 def test_state_of_another_sampler_is_refused():

@@ -98,6 +98,7 @@ class Trainer:
         self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr)
         self.average = AveragedModel(net, avg_fn=self._average, use_buffers=True)
         self.done = 0
+        self._epoch = -1  # of the order that is at hand
 
     def _average(self, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
         decay = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
@@ -142,7 +143,7 @@ class Trainer:
         recipe = self.recipe
         per_epoch = len(self.images) // recipe.batch
         epoch, place = divmod(self.done, per_epoch)
-        if getattr(self, "_epoch", None) != epoch:
+        if self._epoch != epoch:
             self._epoch = epoch
             self._order = np.random.default_rng((recipe.seed, epoch)).permutation(len(self.images))
         index = self._order[place * recipe.batch : (place + 1) * recipe.batch]

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias, TypeVar
-
-from array_api_compat import array_namespace
+from typing import Any, NamedTuple, TypeAlias
 
 from ddpm_core._typing import Array
 from ddpm_core.denoisers import Denoiser
-from ddpm_core.levels import Level, level_at
+from ddpm_core.levels import Level, check_pair, level_at
 from ddpm_core.reverse import Reverse
 from ddpm_core.samplers.table import Row, Sampler, advance
-
-T = TypeVar("T")
 
 #: (step, shape) -> standard normal. Steps count from 1; step 0 is the caller's, for x.
 Noise: TypeAlias = Callable[[int, tuple[int, ...]], Array]
@@ -51,7 +47,7 @@ def trajectory(
     >>> [round(float(step.level.sigma), 3) for step in steps]
     [0.994, 0.824, 0.0]
     """
-    _check_start(x)
+    check_pair(x=x)
     if sampler.stochastic and noise is None:
         raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
     state = sampler.start(x)
@@ -104,7 +100,7 @@ def sample_kernel(
 
     The step into clean data takes the mean.
     """
-    _check_start(x)
+    check_pair(x=x)
     last = len(levels.sigma) - 1
     pairs = [Level(*(float(field) for field in level_at(levels, i))) for i in range(last + 1)]
     for i in progress(list(range(1, last + 1))):
@@ -112,9 +108,3 @@ def sample_kernel(
         step = reverse(x, t, s, **cond)
         x = step.draw(noise(i, tuple(x.shape))) if s.sigma > 0 else step.mean
     return x
-
-
-def _check_start(x: Array) -> None:
-    xp = array_namespace(x)
-    if not xp.isdtype(x.dtype, "real floating"):
-        raise TypeError(f"x has dtype {x.dtype}: sampling needs floating point, e.g. float32")

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace, is_jax_namespace
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.grids import Grid, check_steps, trailing
 from ddpm_core.levels import Level, astype, combine, level_at, same_shape, widen
-from ddpm_core.parameterisations import Parameterisation, check_readable, reading, x0
+from ddpm_core.parameterisations import Parameterisation, reading, x0
 from ddpm_core.schedules import Schedule
 
 
@@ -125,7 +125,6 @@ class Sampler:
         For a loop of your own; `sample` with a `Predictor` needs no such step.
         """
         t = level_at(self.levels, slice(None, -1))
-        check_readable(predicts, t)
         on_x_t, on_y = reading(predicts, x0, t)
         u, v = self.read[:, 0], self.read[:, 1]
         return dataclasses.replace(self, read=np.stack([u + v * on_x_t, v * on_y], axis=-1))
