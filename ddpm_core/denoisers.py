@@ -112,19 +112,36 @@ class Predictor:
             )
 
 
-def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Denoiser:
+def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Clipped:
     """The denoiser with its x_0 clipped to the range of the data.
 
     Samplers take eps from this x_0, so (x_0, eps) always explains x_t = α x_0 + σ eps. Where the
     data lies within [low, high], an exact denoiser is not changed by it.
     """
+    return Clipped(denoise, low, high)
 
-    def clipped(x_t: Array, t: Level, **cond: Any) -> Array:
-        x_0 = denoise(x_t, t, **cond)
+
+@dataclass(frozen=True)
+class Clipped:
+    """What `clip` returns: a denoiser, and, of a `Predictor`, its v of the variance as well."""
+
+    denoise: Denoiser
+    low: float
+    high: float
+
+    def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
+        return self._clipped(self.denoise(x_t, t, **cond))
+
+    def both(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
+        """The clipped x_0, and the v of the variance that a `Predictor` gives, or None."""
+        if not isinstance(self.denoise, Predictor):
+            return self(x_t, t, **cond), None
+        x_0, v = self.denoise.both(x_t, t, **cond)
+        return self._clipped(x_0), v
+
+    def _clipped(self, x_0: Array) -> Array:
         xp = array_namespace(x_0)
         # compat's clip synchronises on CuPy and goes through float64 on dask; theirs does not.
         if is_numpy_namespace(xp) or is_cupy_namespace(xp) or is_dask_namespace(xp):
-            return x_0.clip(low, high)
-        return xp.clip(x_0, low, high)
-
-    return clipped
+            return x_0.clip(self.low, self.high)
+        return xp.clip(x_0, self.low, self.high)

@@ -80,6 +80,16 @@ class GaussianOracle:
             self._centred(x, alpha, m) ** 2 / var + xp.log(2 * math.pi * var), axis=1
         )
 
+    def error(self, t: Level) -> Array:
+        """E (x_0 - x̂_0)² = Var[x_0 | x_t] = c σ² / V, along each direction: (D,), or (n, D).
+
+        t: of the host, of shape () or (n,)
+
+        Their mean over D is the error that `optimal` takes.
+        """
+        alpha, sigma = (np.asarray(a)[..., None] for a in (t.alpha, t.sigma))
+        return self.variances * sigma**2 / (alpha**2 * self.variances + sigma**2)
+
     def reverse(self, x_t: Array, t: Level, s: Level, **cond: Any) -> Gaussian:
         """q(x_s | x_t), exactly, of independent coordinates, for any s < t.
 

@@ -45,8 +45,9 @@ def test_variances_are_beta_and_beta_tilde(betas, data):
     # τ = 1 - SNR_t / SNR_s keeps EPS |log-SNR| of the two, and β_t = τ σ_t².
     atol = 8 * EPS * (1 + abs(t.logsnr)) * t.sigma**2
     for variance, expected in ((ddpm.large, betas[i - 1]), (ddpm.small, small)):
+        assert abs(variance(t, s) - expected) <= atol
         kernel = ddpm.reverse(lambda x, t: x, variance)(np.zeros((1, 1)), t, s)
-        assert abs(kernel.var - expected) <= atol
+        assert kernel.var == (variance(t, s) if i > 1 else 0)  # Algorithm 2's last z is 0
 
 
 @given(pair=pairs, log_c=log_c)
@@ -91,6 +92,7 @@ def test_optimal_for_standard_normal_and_for_a_point(pair, x):
 def test_lands_on_clean_data(pair, x):
     """At s = clean data the kernel is the point mass at x_0, as the posterior is."""
     oracle = ddpm.MixtureOracle([1.0, 2.0], np.eye(2, 3), 0.5)
-    kernel = ddpm.reverse(oracle)(x, pair[0], from_logsnr(np.inf, 0.0))
-    np.testing.assert_array_equal(kernel.mean, oracle(x, pair[0]))
-    assert kernel.var == 0
+    for variance in (ddpm.small, ddpm.large):
+        kernel = ddpm.reverse(oracle, variance)(x, pair[0], from_logsnr(np.inf, 0.0))
+        np.testing.assert_array_equal(kernel.mean, oracle(x, pair[0]))
+        assert kernel.var == 0
