@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 #: An array of any library that follows the Array API standard. Its protocol cannot be checked
@@ -10,3 +11,5 @@ Array: TypeAlias = Any
 
 #: An array, or a Python float on the host.
 Scalar: TypeAlias = Any
+#: (step, shape) -> standard normal; different steps are independent.
+Noise: TypeAlias = Callable[[int, tuple[int, ...]], Array]

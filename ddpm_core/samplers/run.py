@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
-from ddpm_core._typing import Array
+from ddpm_core._typing import Array, Noise
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.levels import Level, check_pair, level_at
 from ddpm_core.reverse import Reverse
 from ddpm_core.samplers.table import Row, Sampler, advance
-
-#: (step, shape) -> standard normal. Steps count from 1; step 0 is the caller's, for x.
-Noise: TypeAlias = Callable[[int, tuple[int, ...]], Array]
 
 
 class Step(NamedTuple):

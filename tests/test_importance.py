@@ -1,0 +1,172 @@
+"""Importance sampling of noise levels, against the law of its own weights and exact grids of u."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import ddpm_core as ddpm
+from ddpm_core.importance import Losses, probabilities
+
+EPS = np.finfo(np.float64).eps
+uniforms = st.sampled_from([1e-6, 1e-3, 0.1, 1.0])
+
+
+@st.composite
+def histories(draw, warm: bool | None = None):
+    """T, K, and times (N,) and losses (N,) in the order that they came.
+
+    warm: whether every time has K losses or more; None for either
+    """
+    T, K = draw(st.integers(1, 8)), draw(st.integers(1, 4))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    times = rng.integers(1, T + 1, draw(st.integers(0, 30)))
+    if warm:
+        times = rng.permutation([*times, *np.repeat(np.arange(1, T + 1), K)])
+    elif warm is False:
+        missing = int(rng.integers(1, T + 1))
+        times = np.concatenate([times[times != missing], np.full(K - 1, missing)])
+    return T, K, times.astype(int), np.exp(rng.uniform(-8, 8, len(times)))
+
+
+def state_of(history) -> Losses:
+    T, K, times, losses = history
+    return ddpm.recorded(ddpm.no_losses(T, K), times, losses)
+
+
+def rms_of_last(history) -> np.ndarray:
+    """sqrt(mean of the last K squares) at each time, from the whole history."""
+    T, K, times, losses = history
+    return np.array([np.sqrt((losses[times == t][-K:] ** 2).mean()) for t in range(1, T + 1)])
+
+
+@given(history=histories(warm=True), uniform=uniforms)
+def test_proportional_to_the_last_losses(history, uniform):
+    """p_t ∝ sqrt(E L_t²) over the last K alone (Nichol & Dhariwal 2021, Eq. 18)."""
+    size = rms_of_last(history)
+    expected = (1 - uniform) * size / size.sum() + uniform / len(size)
+    actual = probabilities(state_of(history), uniform)
+    np.testing.assert_allclose(actual, expected, rtol=64 * EPS)
+    assert actual.sum() == pytest.approx(1, rel=64 * EPS)
+
+
+@given(history=histories(warm=False), uniform=uniforms)
+def test_uniform_until_each_time_has_its_losses(history, uniform):
+    """One time that lacks one loss keeps every probability at 1 / T; recording it ends that."""
+    T, K, times, losses = history
+    state = state_of(history)
+    np.testing.assert_array_equal(probabilities(state, uniform), np.full(T, 1 / T))
+    short = [t for t in range(1, T + 1) for _ in range(max(0, K - (times == t).sum()))]
+    assert short
+    full = (T, K, np.append(times, short), np.append(losses, np.arange(1.0, len(short) + 1)))
+    size = rms_of_last(full)
+    expected = (1 - uniform) * size / size.sum() + uniform / T
+    state = ddpm.recorded(state, short, np.arange(1.0, len(short) + 1))
+    np.testing.assert_allclose(probabilities(state, uniform), expected, rtol=64 * EPS)
+
+
+def test_no_loss_at_all():
+    """Losses that are all 0 say nothing of where to look: every time is as likely."""
+    state = ddpm.recorded(ddpm.no_losses(3, 1), [1, 2, 3], [0.0, 0.0, 0.0])
+    np.testing.assert_array_equal(probabilities(state), np.full(3, 1 / 3))
+    # One time's own 0 leaves it its share of the uniform part, by the default of 0.001.
+    state = ddpm.recorded(state, [2], [5.0])
+    times, weights = ddpm.draw_important(state, [0.0, 0.5, 1 - EPS])
+    np.testing.assert_array_equal(times, [1, 2, 3])
+    np.testing.assert_allclose(weights, [1e3, 1 / (3 * (1 - 2e-3 / 3)), 1e3], rtol=64 * EPS)
+
+
+@given(history=histories(), uniform=uniforms)
+def test_weighted_mean_is_the_mean(history, uniform):
+    """E_p[w_t L_t] = mean of L_t: exactly, with u the middle of each time's share."""
+    state = state_of(history)
+    p = probabilities(state, uniform)
+    middles = np.cumsum(p) - p / 2
+    times, weights = ddpm.draw_important(state, middles, uniform)
+    np.testing.assert_array_equal(times, np.arange(1, len(p) + 1))
+    np.testing.assert_allclose(weights * p, 1 / len(p), rtol=64 * EPS)
+    losses = np.arange(1.0, len(p) + 1) ** 2
+    assert p @ (weights * losses[times - 1]) == pytest.approx(losses.mean(), rel=64 * EPS)
+
+
+@given(history=histories(), uniform=uniforms)
+def test_draws_follow_p(history, uniform):
+    """Of n even u, each time takes its share of n, to one; u = 0 and the last u have a time."""
+    state, n = state_of(history), 500
+    p = probabilities(state, uniform)
+    times, weights = ddpm.draw_important(state, (np.arange(n) + 0.5) / n, uniform)
+    counts = np.bincount(times, minlength=len(p) + 1)[1:]
+    assert np.all(np.abs(counts - n * p) <= 1)
+    np.testing.assert_allclose(weights, 1 / (len(p) * p[times - 1]), rtol=64 * EPS)
+    ends, _ = ddpm.draw_important(state, [0.0, 1 - EPS / 2], uniform)
+    np.testing.assert_array_equal(ends, [1, len(p)])
+
+
+def test_shares_are_half_open():
+    """u at the very end of one time's share is the next time's: [0, 1/4) is the first of four."""
+    times, _ = ddpm.draw_important(ddpm.no_losses(4), [0.0, 0.25, 0.5, 0.75])
+    np.testing.assert_array_equal(times, [1, 2, 3, 4])
+
+
+@given(history=histories(), part=st.floats(0, 1))
+def test_batches_do_not_matter(history, part):
+    """Two recordings of the parts of a batch are one of the whole, and leave no trace behind."""
+    T, K, times, losses = history
+    i = round(part * len(times))
+    start = ddpm.no_losses(T, K)
+    first = ddpm.recorded(start, times[:i], losses[:i])
+    kept = first.values.copy(), first.count.copy()
+    second = ddpm.recorded(first, times[i:], losses[i:])
+    whole, again = state_of(history), state_of(history)
+    for a, b, c in zip(second, whole, again, strict=True):
+        np.testing.assert_array_equal(a, b)
+        np.testing.assert_array_equal(b, c)
+    np.testing.assert_array_equal(whole.count, np.bincount(times, minlength=T + 1)[1:])
+    # A state is a value: what was recorded later is not in it.
+    assert not start.values.any()
+    assert not start.count.any()
+    np.testing.assert_array_equal(first.values, kept[0])
+    np.testing.assert_array_equal(first.count, kept[1])
+
+
+def test_recorded_takes_read_only_arrays():
+    """Neither the state nor what is recorded is written to."""
+    state = ddpm.no_losses(2, 2)
+    times, losses = np.array([1.0, 2.0]), np.array([3.0, 4.0])
+    for a in (*state, times, losses):
+        a.flags.writeable = False
+    later = ddpm.recorded(state, times, losses)
+    np.testing.assert_array_equal(later.values, [[3.0, 0.0], [4.0, 0.0]])
+
+
+@pytest.mark.parametrize(
+    ("times", "losses", "message"),
+    [
+        ([0], [1.0], r"integers within 1 \.\. 3"),
+        ([4], [1.0], r"integers within 1 \.\. 3"),
+        ([1.5], [1.0], "integers within"),
+        ([np.nan], [1.0], "integers within"),
+        ([1, 2], [1.0], r"times \(2,\) and losses \(1,\) must be \(N,\)"),
+        ([[1]], [[1.0]], r"must be \(N,\)"),
+        ([1], [np.nan], "losses must be finite"),
+        ([1], [np.inf], "losses must be finite"),
+    ],
+)
+def test_recorded_refuses(times, losses, message):
+    with pytest.raises(ValueError, match=message):
+        ddpm.recorded(ddpm.no_losses(3), times, losses)
+
+
+@pytest.mark.parametrize("uniform", [0, -0.1, 1.1, np.nan])
+def test_uniform_refused(uniform):
+    """Without a uniform part a time could have probability 0, and its weight no value."""
+    with pytest.raises(ValueError, match=r"uniform must lie within \(0, 1\]"):
+        ddpm.draw_important(ddpm.no_losses(3), [0.5], uniform)
+
+
+@pytest.mark.parametrize(("T", "K"), [(0, 1), (1, 0)])
+def test_no_losses_refuses(T, K):
+    with pytest.raises(ValueError, match=f"T and K must be at least 1, but are {T} and {K}"):
+        ddpm.no_losses(T, K)
