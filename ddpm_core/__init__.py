@@ -2,10 +2,20 @@
 
 from ddpm_core.backends import Backend, backend
 from ddpm_core.denoisers import Denoiser, Predictor, clip
-from ddpm_core.gaussians import Gaussian, kl, log_prob
+from ddpm_core.gaussians import Gaussian, discretised_log_prob, kl, log_prob
 from ddpm_core.grids import leading, linspace, trailing
+from ddpm_core.importance import draw_important, no_losses, recorded
 from ddpm_core.levels import Level, fit, from_logsnr, tau
-from ddpm_core.losses import loss, min_snr, native, p2, simple
+from ddpm_core.likelihood import (
+    Elbo,
+    Estimate,
+    bits_per_dim,
+    dequantised,
+    dop853,
+    elbo,
+    flow_log_prob,
+)
+from ddpm_core.losses import bound, hybrid, loss, min_snr, native, p2, simple, vlb
 from ddpm_core.nn import UNetConfig, unet
 from ddpm_core.nn.checkpoints import Checkpoint, load, save
 from ddpm_core.noise import portable_noise
@@ -24,7 +34,14 @@ from ddpm_core.parameterisations import (
     x0,
 )
 from ddpm_core.process import Variance, large, q_marginal, q_posterior, q_sample, q_step, small
-from ddpm_core.reverse import Reverse, reverse
+from ddpm_core.reverse import (
+    Reverse,
+    decoder_variance,
+    error_of_score,
+    learned_range,
+    optimal,
+    reverse,
+)
 from ddpm_core.samplers import (
     Row,
     Sampler,
@@ -59,12 +76,13 @@ from ddpm_core.schedules import (
 __version__ = "0.1.0"
 
 __all__ = [
-    "VP",
     "Backend",
     "Checkpoint",
     "DatasetOracle",
     "Denoiser",
     "Discrete",
+    "Elbo",
+    "Estimate",
     "Gaussian",
     "GaussianOracle",
     "Level",
@@ -79,27 +97,40 @@ __all__ = [
     "State",
     "Step",
     "UNetConfig",
+    "VP",
     "Variance",
     "advance",
     "alphabar_sigmoid",
     "ancestral",
     "backend",
     "beta_sigmoid",
+    "bits_per_dim",
+    "bound",
     "clip",
     "convert",
     "cosine",
     "ddim",
+    "decoder_variance",
+    "dequantised",
+    "discretised_log_prob",
+    "dop853",
     "dpmpp_2m",
     "draw",
+    "draw_important",
+    "elbo",
     "eps",
+    "error_of_score",
     "fit",
     "flow",
+    "flow_log_prob",
     "from_alpha_bars",
     "from_betas",
     "from_logsnr",
+    "hybrid",
     "kl",
     "large",
     "leading",
+    "learned_range",
     "levels_of",
     "linear",
     "linspace",
@@ -109,6 +140,8 @@ __all__ = [
     "min_snr",
     "mu",
     "native",
+    "no_losses",
+    "optimal",
     "p2",
     "portable_noise",
     "q_marginal",
@@ -116,6 +149,7 @@ __all__ = [
     "q_sample",
     "q_step",
     "quadratic",
+    "recorded",
     "reverse",
     "sample",
     "sample_kernel",
@@ -132,6 +166,7 @@ __all__ = [
     "trajectory",
     "unet",
     "v",
+    "vlb",
     "x0",
     "zero_terminal_snr",
 ]

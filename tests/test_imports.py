@@ -30,6 +30,7 @@ ORDER = [
     "reverse",
     "oracles",
     "losses",
+    "importance",
     "likelihood",
     "noise",
     "samplers.table",

@@ -1,0 +1,383 @@
+"""How likely data is: the variational bound, and the probability flow.
+
+Nats, per sample, throughout; `bits_per_dim` turns them into bits per coordinate.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import numpy as np
+from array_api_compat import array_namespace, is_numpy_array
+
+from ddpm_core._typing import Array, Noise, Scalar
+from ddpm_core.denoisers import Denoiser
+from ddpm_core.gaussians import Gaussian, kl, log_prob, mean_of_sample, sum_of_sample
+from ddpm_core.levels import (
+    Level,
+    check_pair,
+    combine,
+    device_of,
+    exp,
+    fit,
+    from_logsnr,
+    level_at,
+    tau,
+)
+from ddpm_core.losses import divergence
+from ddpm_core.process import q_marginal, q_posterior, q_sample, small
+from ddpm_core.reverse import Reverse, is_clean
+from ddpm_core.schedules import Schedule
+
+
+class Elbo(NamedTuple):
+    """The terms of -log p(x_0)'s bound, in nats, per sample (Ho et al. 2020, Eq. 5).
+
+    prior: (B,), L_T
+    steps: (B, m), L_{T-1} .. L_1; of an estimate, weighted so that their sum is unbiased
+    data: (B,), L_0
+    index: (B, m) of the host: steps[b, j] goes from levels[index[b, j]] to the next level
+    weight: (B, m) of the host: how many terms steps[b, j] stands for, which it is multiplied by;
+        1 where all are taken
+    error: (B, m + 1), the mean over coordinates of (x_0 - x̂_0)² at these levels, and at the last
+    """
+
+    prior: Array
+    steps: Array
+    data: Array
+    index: Array
+    weight: Array
+    error: Array
+
+    @property
+    def total(self) -> Array:
+        """The bound: (B,)."""
+        xp = array_namespace(self.steps)
+        return self.prior + xp.sum(self.steps, axis=1) + self.data
+
+
+def elbo(
+    kernel: Reverse,
+    levels: Level,
+    x_0: Array,
+    noise: Noise,
+    u: Any = None,
+    *,
+    bins: int | None = 256,
+    decoder_var: Scalar | None = None,
+    progress: Callable[[list[int]], Iterable[int]] = iter,
+    **cond: Any,
+) -> Elbo:
+    """The variational bound on -log p(x_0), term by term (Ho et al. 2020, Eq. 5).
+
+    kernel: `reverse(...)`, `learned_range(...)`, or any other
+    levels: (n + 1,) of the host, the noisiest first, as `levels_of` makes them: a schedule, or any
+        subset of its levels. If they do not end at clean data, that is added
+    x_0: (B, *D), float32 or float64, which is what is computed in
+    noise: (step, shape) -> standard normal, called with steps from 1, once a term
+    u: None for all terms; or (B, m), uniform in [0, 1), of the host, for an unbiased estimate from
+        m terms a sample, one in each m-th of the log-SNR between the noisiest level and the last
+    bins: how many grey values x_0 has, scaled to [-1, 1]; None takes the decoder as a density
+    decoder_var: the variance of p(x_0 | x_1). By default the kernel's own, or, of a `reverse`
+        kernel, Ho et al.'s: β̃ of the step before, since β̃ is 0 there
+    progress: wraps the terms, as a progress bar does
+    cond: passed to the kernel
+
+    ValueError if x_0, a NumPy array, is not on the grey values.
+    """
+    xp = check_pair(x_0=x_0)
+    if cast(float, xp.finfo(x_0.dtype).bits) < 32:
+        raise TypeError(f"x_0 is {x_0.dtype}: the bound is computed in float32 or float64")
+    _check_greys(x_0, bins)
+    if levels.sigma[-1] > 0:
+        clean = from_logsnr(math.inf, 0.0)
+        levels = Level(*(np.append(a, c) for a, c in zip(levels, clean, strict=True)))
+    n, shape = len(levels.sigma) - 1, tuple(x_0.shape)
+    index, weight = _terms_of(levels, shape[0], u)
+    ho = small(_at(levels, n - 2), _at(levels, n - 1)) if n > 1 else 0.0
+
+    def term(j: int, t: Level, s: Level, var: Scalar | None = None) -> tuple[Array, Array]:
+        x_t = q_sample(x_0, noise(j + 1, shape), t)
+        p = kernel(x_t, t, s, **cond)
+        if var is None and is_clean(s) and isinstance(p.var, (int, float)) and p.var == 0:
+            var = ho
+        # The x_0 that the kernel's mean stands for; nothing else is known of a kernel.
+        off = mean_of_sample((q_posterior(x_0, x_t, t, s).mean - p.mean) ** 2)
+        error = fit((s.alpha * tau(t, s)) ** -2, off) * off
+        return divergence(p, x_0, x_t, t, s, bins, var), error
+
+    steps: list[Array] = []
+    errors: list[Array] = []
+    for j in progress(list(range(index.shape[1]))):
+        at: Any = j if u is None else index[:, j]
+        nats, error = term(j, _at(levels, at), _at(levels, at + 1))
+        steps.append(nats if u is None else fit(weight[:, j], nats) * nats)
+        errors.append(error)
+    data, error = term(index.shape[1], _at(levels, n - 1), _at(levels, n), decoder_var)
+    prior = kl(q_marginal(x_0, _at(levels, 0)), Gaussian(xp.zeros_like(x_0), 1.0))
+    empty = xp.reshape(data, (-1, 1))[:, :0]
+    return Elbo(
+        prior,
+        xp.stack(steps, axis=1) if steps else empty,
+        data,
+        index,
+        weight,
+        xp.stack([*errors, error], axis=1),
+    )
+
+
+def _at(levels: Level, index: Any) -> Level:
+    """One level as Python floats, or a level per sample."""
+    level = level_at(levels, index)
+    return Level(*map(float, level)) if np.ndim(index) == 0 else level
+
+
+def _terms_of(levels: Level, batch: int, u: Any) -> tuple[Array, Array]:
+    """Which terms each sample takes, and what each then stands for: (B, m) both.
+
+    A term is drawn in proportion to its share of log-SNR, since L_{t-1} is, but for Δ log-SNR / 2,
+    the squared error of eps, which is of one size at all levels.
+    """
+    count = len(levels.sigma) - 2
+    index: Array
+    if u is None:
+        return np.broadcast_to(np.arange(count), (batch, count)), np.ones((batch, count))
+    u = cast(Array, np.asarray(u, dtype=np.float64))
+    if u.ndim != 2 or u.shape[0] != batch or not 1 <= u.shape[1] <= count:
+        raise ValueError(f"u must be ({batch}, m), m within 1 .. {count}, but is {u.shape}")
+    if not np.all((u >= 0) & (u < 1)):
+        raise ValueError("u must lie within [0, 1)")
+    m = int(u.shape[1])
+    share: Array = levels.logsnr[1:-1] - levels.logsnr[:-2]
+    share = np.where(np.isfinite(share), share, 1.0)  # from a level without data
+    edges: Array = np.cumsum(share)
+    wanted: Array = (np.arange(m) + u) / m * edges[-1]
+    index = cast(Array, np.searchsorted(edges, wanted, side="right")).clip(max=count - 1)
+    return index, edges[-1] / (m * share[index])
+
+
+def _check_greys(x_0: Array, bins: int | None) -> None:
+    if bins is None or not is_numpy_array(x_0):
+        return
+    grey: Array = (x_0 + 1) * ((bins - 1) / 2)
+    off = (np.abs(grey - np.rint(grey)) > 1e-3) | (np.abs(x_0) > 1 + 1e-6)
+    if off.any():
+        raise ValueError(
+            f"x_0 = {float(x_0[off][0]):g} is none of {bins} grey values 2 k / {bins - 1} - 1: "
+            f"scale the data to them, or take the decoder as a density with bins=None"
+        )
+
+
+class Estimate(NamedTuple):
+    """A mean and its standard error."""
+
+    mean: float
+    error: float
+
+
+def bits_per_dim(nats: Array, dims: int, bins: int | None = None) -> Estimate:
+    """Bits per coordinate, of nats per sample: mean and standard error over samples.
+
+    nats: (B,)
+    dims: how many coordinates a sample has
+    bins: None for probabilities, as of `elbo` with bins. Where nats is -log of a density, of data
+        that was `dequantised` from so many grey values, their number: log of a bin's width,
+        2 / (bins - 1), turns density into probability
+
+    The standard error is nan for one sample.
+    """
+    host: Array = np.asarray(nats.tolist(), dtype=np.float64) / (dims * math.log(2))
+    if bins is not None:
+        host = host - math.log2(2 / (bins - 1))
+    spread = float(host.std(ddof=1)) if len(host) > 1 else math.nan
+    return Estimate(float(host.mean()), spread / math.sqrt(len(host)))
+
+
+def dequantised(x_0: Array, u: Array, bins: int = 256) -> Array:
+    """x_0 spread evenly over its bin: x_0 + (2 u - 1) / (bins - 1) (Theis et al. 2016).
+
+    x_0: (B, *D), grey values scaled to [-1, 1]
+    u: (B, *D), uniform in [0, 1)
+
+    By Jensen, -E log p of it less log of the bin's width is never below -log P of x_0's bin.
+    """
+    check_pair(x_0=x_0, u=u)
+    return x_0 + (2 * u - 1) / (bins - 1)
+
+
+def errors_at(denoise: Denoiser, levels: Level, x_0: Array, noise: Noise, **cond: Any) -> Array:
+    """E (x_0 - x̂_0)² at each level, measured on x_0: (n,) float64 of the host.
+
+    levels: (n,) of the host, with noise
+    x_0: (B, *D); noise, cond: as of `elbo`
+    """
+    errors: list[float] = []
+    for i in range(len(levels.sigma)):
+        t = _at(levels, i)
+        x_t = q_sample(x_0, noise(i + 1, tuple(x_0.shape)), t)
+        each = mean_of_sample((x_0 - denoise(x_t, t, **cond)) ** 2)
+        errors.append(math.fsum(each.tolist()) / each.shape[0])
+    return np.array(errors)
+
+
+def interpolated(levels: Level, errors: Array) -> Callable[[Level], Scalar]:
+    """Errors at some levels as a function of any level of the host, for `optimal`.
+
+    log error is linear in log-SNR between two levels and constant beyond the ends.
+    """
+    order: Array = np.argsort(levels.logsnr)
+    at: Array = levels.logsnr[order]
+    log_errors: Array = np.log(np.asarray(errors)[order])
+
+    def error(t: Level) -> Scalar:
+        return exp(np.interp(t.logsnr, at, log_errors))
+
+    return error
+
+
+# The probability flow. --------------------------------------------------------------------------
+
+#: (f, a, b, y) -> (y at b, the integral of f's second value), f(s, y) -> (dy / ds, a rate (B,)).
+Solve: TypeAlias = Callable[
+    [Callable[[float, Array], tuple[Array, Array]], float, float, Array], tuple[Array, Array]
+]
+#: (f, (x,), (v,)) -> (f(x), J v); `torch.func.jvp` and `jax.jvp` are two.
+Jvp: TypeAlias = Callable[..., tuple[Array, Array]]
+
+
+def flow_log_prob(
+    denoise: Denoiser,
+    schedule: Schedule,
+    x: Array,
+    start: Level,
+    end: Level | None = None,
+    *,
+    solve: Solve | None = None,
+    probes: Array | None = None,
+    jvp: Jvp | None = None,
+    **cond: Any,
+) -> Array:
+    """log density of x under the probability flow, in nats: (B,) (Song et al. 2021, section 4.3).
+
+    With y = x / α the flow is dy / dς = eps, ς = σ / α, and
+    log p(x) = log N(x_end; 0, I) + D log(α_end / α_start) + ∫ tr(∂eps / ∂y) dς
+
+    x: (B, *D), at level start
+    start: of the host, with noise: nothing is read at clean data. For data, a level so clean that
+        x may stand for x_start; grey values are to be `dequantised` first
+    end: of the host, where x is standard normal; by default the schedule's noisiest, and α > 0
+    solve: `heun(steps)` or `dop853()`; heun(100) by default
+    probes: (P, B, *D) of E v v' = I, such as random signs: Hutchinson's estimate of the trace, the
+        mean over P. None is the exact trace, which calls the denoiser once a coordinate
+    jvp: derivatives along a direction, such as `torch.func.jvp` or `jax.jvp`; by default central
+        differences, for which x should be float64
+    cond: passed to the denoiser
+    """
+    xp = check_pair(x=x)
+    end = schedule(schedule.ends[1]) if end is None else end
+    if not (start.sigma > 0 and end.alpha > 0 and start.logsnr > end.logsnr):
+        raise ValueError(
+            f"start must have noise, end data, and start be the cleaner, but log-SNR is "
+            f"{start.logsnr:.6g} at start and {end.logsnr:.6g} at end"
+        )
+    dims = math.prod(x.shape[1:])
+    along = central_difference if jvp is None else jvp
+    if probes is None:
+        eye = xp.eye(dims, dtype=x.dtype, **device_of(xp, x))
+        directions = [
+            xp.broadcast_to(xp.reshape(e, (1, *x.shape[1:])), x.shape) for e in _rows(eye)
+        ]
+        weight = 1.0
+    else:
+        if tuple(probes.shape[1:]) != tuple(x.shape):
+            raise ValueError(
+                f"probes must be (P, {', '.join(map(str, x.shape))}), not {probes.shape}"
+            )
+        directions, weight = _rows(probes), 1 / probes.shape[0]
+
+    def rates(s: float, y: Array) -> tuple[Array, Array]:
+        """d / ds of y and of the log density's loss, at s = log ς = -log-SNR / 2."""
+        t = schedule.at(-2 * s)
+
+        def eps(y: Array) -> Array:
+            x = y * t.alpha
+            return combine((1 / t.sigma, x), (-t.alpha / t.sigma, denoise(x, t, **cond)))
+
+        value, trace = y, 0.0
+        for v in directions:
+            value, slope = along(eps, (y,), (v,))
+            trace = trace + weight * sum_of_sample(v * slope)
+        width = math.exp(s)
+        return value * width, trace * width
+
+    solve = heun(100) if solve is None else solve
+    y, gained = solve(rates, -start.logsnr / 2, -end.logsnr / 2, x / start.alpha)
+    normal = Gaussian(xp.zeros_like(x), 1.0)
+    return log_prob(normal, y * end.alpha) + dims * math.log(end.alpha / start.alpha) + gained
+
+
+def heun(steps: int) -> Solve:
+    """Heun's method in equal steps of log-SNR: second order, 2 rates a step, any array library."""
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, but is {steps}")
+
+    def solve(f: Any, a: float, b: float, y: Array) -> tuple[Array, Array]:
+        total: Any = 0.0
+        h = (b - a) / steps
+        for i in range(steps):
+            slope, rate = f(a + i * h, y)
+            # The last point is b itself: no rounding may take it past the schedule's end.
+            later = b if i + 1 == steps else a + (i + 1) * h
+            slope_2, rate_2 = f(later, y + h * slope)
+            y = y + 0.5 * h * (slope + slope_2)
+            total = total + 0.5 * h * (rate + rate_2)
+        return y, total
+
+    return solve
+
+
+def dop853(rtol: float = 1e-8, atol: float = 1e-8) -> Solve:
+    """SciPy's Dormand-Prince 8(5,3), adaptive, in float64 on the host; needs scipy."""
+    try:
+        integrate: Any = importlib.import_module("scipy.integrate")
+    except ModuleNotFoundError:
+        raise ImportError("dop853 needs scipy: pip install scipy") from None
+
+    def solve(f: Any, a: float, b: float, y: Array) -> tuple[Array, Array]:
+        xp, batch, size = array_namespace(y), y.shape[0], math.prod(y.shape)
+        place = device_of(xp, y)
+
+        def host(x: Array) -> Array:
+            return np.asarray(xp.reshape(x, (-1,)).tolist(), dtype=np.float64)
+
+        def back(x: Array, shape: tuple[int, ...]) -> Array:
+            return xp.asarray(x.reshape(shape).tolist(), dtype=y.dtype, **place)
+
+        def flat(s: float, packed: Array) -> Array:
+            slope, rate = f(min(max(float(s), a), b), back(packed[:size], y.shape))
+            return np.concatenate([host(slope), host(rate)])
+
+        first = np.concatenate([host(y), np.zeros(batch)])
+        found = integrate.solve_ivp(flat, (a, b), first, method="DOP853", rtol=rtol, atol=atol)
+        if not found.success:
+            raise ValueError(f"dop853 failed: {found.message}")
+        last = found.y[:, -1]
+        return back(last[:size], y.shape), back(last[size:], (batch,))
+
+    return solve
+
+
+def central_difference(
+    f: Callable[[Array], Array], primals: tuple[Array], tangents: tuple[Array]
+) -> tuple[Array, Array]:
+    """f(x), and (f(x + h v) - f(x - h v)) / 2 h, h the cube root of eps(dtype): errors of h²."""
+    (x,), (v,) = primals, tangents
+    h = cast(float, array_namespace(x).finfo(x.dtype).eps) ** (1 / 3)
+    return f(x), (f(x + h * v) - f(x - h * v)) / (2 * h)
+
+
+def _rows(a: Array) -> list[Array]:
+    return [a[i, ...] for i in range(a.shape[0])]

@@ -1,0 +1,328 @@
+"""The probability flow's density, against exact densities and closed forms of Gaussian data."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+from array_api_extra.testing import lazy_xp_function
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+import ddpm_core as ddpm
+from ddpm_core.likelihood import central_difference, heun
+from ddpm_core.testing import strategies
+
+EPS = np.finfo(np.float64).eps
+VP = ddpm.VP()
+START, END = VP(1e-3), VP(1.0)
+
+few = settings(max_examples=10)
+# torch's own, when it first loads forward derivatives.
+torch_derivatives = pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+
+
+def mixture(D: int = 2) -> ddpm.MixtureOracle:
+    rng = np.random.default_rng(0)
+    return ddpm.MixtureOracle([0.3, 0.7], rng.standard_normal((2, D)), [[0.09] * D, [0.3] * D])
+
+
+def full(D: int, seed: int = 0) -> ddpm.GaussianOracle:
+    """Its Jacobian has entries off the diagonal, which a trace must not see."""
+    rng = np.random.default_rng(seed)
+    root = rng.standard_normal((D, D))
+    return ddpm.GaussianOracle(rng.standard_normal(D), root @ root.T + 0.1 * np.eye(D))
+
+
+def gaussian_flow(m, c, x, start, end) -> np.ndarray:
+    """log N(y; 0, I) + ½ Σ log(V_e / V_s) with y = α_e m + sqrt(V_e / V_s) (x - α_s m)."""
+    V_s, V_e = (t.alpha**2 * c + t.sigma**2 for t in (start, end))
+    x_end = end.alpha * m + np.sqrt(V_e / V_s) * (x - start.alpha * m)
+    return (stats.norm.logpdf(x_end) + 0.5 * np.log(V_e / V_s)).sum(1)
+
+
+# The density. -----------------------------------------------------------------------------------
+
+
+@few
+@given(
+    a=st.floats(-2, 9),
+    width=st.floats(0.5, 8),
+    m=st.floats(-2, 2),
+    log_c=st.floats(-4, 3),
+    z=strategies.normals((3, 2)),
+)
+def test_gaussian_data(a, width, m, log_c, z):
+    """The closed form of Gaussian data between any two levels, by SciPy's adaptive solver."""
+    start, end = VP.at(a), VP.at(max(a - width, -9.0))
+    c = np.exp(log_c) * np.array([1.0, 0.3])
+    oracle = ddpm.GaussianOracle(m * np.ones(2), c)
+    x = start.alpha * m + np.sqrt(start.alpha**2 * c + start.sigma**2) * z
+    solve = ddpm.dop853(1e-9, 1e-9)
+    actual = ddpm.flow_log_prob(oracle, VP, x, start, end, solve=solve)
+    expected = gaussian_flow(m, c, x, start, end)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * (1 + np.abs(x).max() ** 2))
+
+
+@pytest.mark.parametrize("full_cov", [False, True])
+def test_heun_is_second_order(full_cov):
+    """Halving Heun's steps divides the error by 4."""
+    oracle = full(2) if full_cov else ddpm.GaussianOracle([0.3, -1.0], [0.25, 3.0])
+    x = np.random.default_rng(1).standard_normal((3, 2))
+    if full_cov:  # along its own directions it is of independent coordinates
+        args = oracle.mean @ oracle.basis, oracle.variances, x @ oracle.basis
+    else:
+        args = oracle.mean, oracle.variances, x
+    start = VP(0.01)
+    exact = gaussian_flow(*args, start, END)
+    errors = []
+    for steps in (60, 120, 240):
+        log_p = ddpm.flow_log_prob(oracle, VP, x, start, solve=heun(steps))
+        errors.append(np.abs(log_p - exact).max())
+    slopes = np.log2(errors[:-1]) - np.log2(errors[1:])
+    assert np.all((slopes >= 1.85) & (slopes <= 2.3)), (errors, slopes)
+
+
+def test_mixture():
+    """The exact density of a mixture, corrected only by what is not normal at the end."""
+    oracle, ends = mixture(), []
+    x = np.random.default_rng(2).uniform(-2, 2, (6, 2))
+    adaptive = ddpm.dop853(1e-8, 1e-8)
+
+    def solve(f, a, b, y):
+        ends.append(adaptive(f, a, b, y))
+        return ends[-1]
+
+    actual = ddpm.flow_log_prob(oracle, VP, x, START, solve=solve)
+    x_end = ends[0][0] * END.alpha
+    mismatch = stats.norm.logpdf(x_end).sum(1) - oracle.log_prob(x_end, END)
+    np.testing.assert_allclose(actual - mismatch, oracle.log_prob(x, START), rtol=0, atol=1e-6)
+    # α_end² = e^-20: little of the data is left, and the correction is below 1e-3.
+    noisier = ddpm.VP(0.1, 40.0)
+    actual = ddpm.flow_log_prob(oracle, noisier, x, noisier(1e-3), solve=adaptive)
+    exact = oracle.log_prob(x, noisier(1e-3))
+    bound = noisier(1.0).alpha * np.abs(oracle.means).sum() * 5  # |x_end| < 5
+    assert bound < 1e-3
+    np.testing.assert_allclose(actual, exact, rtol=0, atol=bound)
+
+
+def test_defaults():
+    """The end is the schedule's noisiest level, the solver is heun(100); cond reaches the net."""
+    oracle, x, y, seen = mixture(), np.full((2, 2), 0.4), object(), []
+
+    def denoise(x, t, **cond):
+        seen.append(cond["y"])
+        return oracle(x, t)
+
+    actual = ddpm.flow_log_prob(denoise, VP, x, START, y=y)
+    expected = ddpm.flow_log_prob(oracle, VP, x, START, VP(1.0), solve=heun(100))
+    np.testing.assert_array_equal(actual, expected)
+    assert len(seen) == 2 * 100 * 2 * 3  # two rates a step, D directions, three calls a direction
+    assert all(one is y for one in seen)
+
+
+@pytest.mark.parametrize("solve", [heun(3), ddpm.dop853(1e-4, 1e-4)], ids=["heun", "dop853"])
+def test_stays_within_the_schedule(solve):
+    """No rounding of the time takes a solver outside its two levels."""
+    schedule, seen = ddpm.cosine(50), []
+    oracle = ddpm.GaussianOracle([0.2], 0.5)
+    denoise = lambda x, t: seen.append(t.logsnr) or oracle(x, t)
+    start, end = schedule(1), schedule(50)
+    ddpm.flow_log_prob(denoise, schedule, np.ones((1, 1)), start, solve=solve)
+    assert end.logsnr <= min(seen) <= end.logsnr + 1e-9
+    assert start.logsnr - 1e-9 <= max(seen) <= start.logsnr + 1e-9
+
+
+@given(a=st.floats(-3, 0), width=st.floats(0.1, 3), x=strategies.normals((2, 3)))
+def test_solvers_integrate(a, width, x):
+    """y' = y with the rate Σ y: solvers have the exponential and its integral, to their order."""
+    f = lambda s, y: (y, y.sum(1))
+    b = a + width
+    for solve, tol in ((heun(200), 1e-3), (ddpm.dop853(1e-10, 1e-10), 1e-8)):
+        y, total = solve(f, a, b, x)
+        grown = np.exp(width) * np.abs(x).max()
+        np.testing.assert_allclose(y, np.exp(width) * x, rtol=0, atol=tol * grown)
+        np.testing.assert_allclose(total, np.expm1(width) * x.sum(1), rtol=0, atol=9 * tol * grown)
+    # One step is Heun's own: (1 + h + h² / 2) y.
+    y, total = heun(1)(f, a, b, x)
+    np.testing.assert_allclose(y, (1 + width + width**2 / 2) * x, rtol=64 * EPS)
+    rate = (width + width**2 / 2) * x.sum(1)
+    np.testing.assert_allclose(total, rate, rtol=0, atol=64 * EPS * 9 * (1 + np.abs(x).max()))
+
+
+# The trace. -------------------------------------------------------------------------------------
+
+
+def signs(D: int) -> np.ndarray:
+    """All 2^D vectors of signs."""
+    return np.array(np.meshgrid(*[[-1.0, 1.0]] * D)).reshape(D, -1).T
+
+
+@torch_derivatives
+@pytest.mark.parametrize("kind", ["signs", "basis"])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_hutchinson_over_all_probes(kind, library):
+    """The mean of v' J v is tr J where the mean of v v' is I: all signs, and all sqrt(D) e_i.
+
+    On NumPy with central differences of an affine denoiser, on torch with exact derivatives of
+    one that is not.
+    """
+    D, B = 4, 3
+    v = signs(D) if kind == "signs" else math.sqrt(D) * np.eye(D)
+    np.testing.assert_allclose(v.T @ v / len(v), np.eye(D), atol=4 * EPS)
+    x = np.random.default_rng(3).standard_normal((B, 2, 2))
+    probes = np.broadcast_to(v.reshape(-1, 1, 2, 2), (len(v), B, 2, 2)).copy()
+    gaussian = full(D)
+    oracle = ddpm.GaussianOracle(gaussian.mean.reshape(2, 2), gaussian.cov)
+    jvp, tol = None, 1e3 * EPS ** (2 / 3)
+    if library == "torch":
+        torch = pytest.importorskip("torch")
+        rng = np.random.default_rng(4)
+        oracle = ddpm.MixtureOracle([1.0, 2.0], rng.standard_normal((2, 2, 2)), 0.3)
+        x, probes = torch.asarray(x), torch.asarray(probes)
+        jvp, tol = torch.func.jvp, 1e3 * EPS
+    run = lambda probes: ddpm.flow_log_prob(
+        oracle, VP, x, START, solve=heun(2), probes=probes, jvp=jvp
+    )
+    exact, estimate = np.asarray(run(None)), np.asarray(run(probes))
+    np.testing.assert_allclose(estimate, exact, rtol=tol, atol=tol)
+    # One probe alone is another number: the mean is what is tested.
+    assert np.abs(np.asarray(run(probes[:1])) - exact).max() > 1e-3
+
+
+@torch_derivatives
+def test_torch_and_jax_derivatives():
+    """torch.func.jvp, jax.jvp and central differences give one density."""
+    oracle = mixture()
+    x = np.random.default_rng(5).standard_normal((3, 2))
+    run = lambda x, **kw: ddpm.flow_log_prob(oracle, VP, x, START, solve=heun(2), **kw)
+    expected = run(x)
+    torch = pytest.importorskip("torch")
+    for jvp, tol in ((torch.func.jvp, 1e-7), (None, 1e-9)):
+        actual = run(torch.asarray(x), jvp=jvp)
+        assert actual.dtype == torch.float64
+        np.testing.assert_allclose(actual, expected, rtol=0, atol=tol)
+    jax = pytest.importorskip("jax")
+    with jax.enable_x64(True):
+        actual = jax.jit(lambda x: run(x, jvp=jax.jvp))(jax.numpy.asarray(x))
+        np.testing.assert_allclose(actual, run(torch.asarray(x), jvp=torch.func.jvp), rtol=1e-11)
+
+
+@given(x=strategies.normals((3, 2)), v=strategies.normals((3, 2)))
+def test_central_difference(x, v):
+    """Exact but for rounding on quadratics, and h² f''' / 6 off beyond."""
+    h = EPS ** (1 / 3)
+    size = 1 + np.abs(x).max() ** 3 + np.abs(v).max() ** 3
+    value, slope = central_difference(lambda x: x**2 - 3 * x, (x,), (v,))
+    np.testing.assert_array_equal(value, x**2 - 3 * x)
+    np.testing.assert_allclose(slope, (2 * x - 3) * v, rtol=0, atol=32 * EPS / h * size)
+    _, slope = central_difference(lambda x: x**3, (x,), (v,))
+    expected = 3 * x**2 * v + h**2 * v**3
+    np.testing.assert_allclose(slope, expected, rtol=0, atol=32 * EPS / h * size)
+
+
+def run(density, *arrays):
+    """What `lazy_xp_function` sees: under JAX this call is jitted, under dask it is lazy."""
+    return density(*arrays)
+
+
+lazy_xp_function(run)
+
+
+@pytest.mark.parametrize("hutchinson", [False, True], ids=["exact", "probes"])
+def test_on_every_library(lib, hutchinson):
+    """float32 on every array library is float64 on NumPy, to the roundings of differences."""
+    oracle = full(2)
+    rng = np.random.default_rng(6)
+    arrays = [rng.standard_normal((4, 2)), rng.choice([-1.0, 1.0], (2, 4, 2))]
+
+    def density(x, probes):
+        probes = probes if hutchinson else None
+        return ddpm.flow_log_prob(oracle, VP, x, VP(0.1), solve=heun(2), probes=probes)
+
+    expected = density(*arrays)
+    actual = run(density, *(lib.asarray(a.astype(np.float32)) for a in arrays))
+    assert actual.dtype == lib.xp.float32
+    assert tuple(actual.shape) == (4,)
+    if lib.has_values:
+        # The oracle is affine, so differences lose EPS / h and nothing more.
+        tol = 64 * float(np.finfo(np.float32).eps) ** (2 / 3)
+        np.testing.assert_allclose(lib.to_numpy(actual), expected, rtol=0, atol=tol)
+
+
+# Grey values. -----------------------------------------------------------------------------------
+
+
+@given(
+    k=st.integers(0, 255), u=st.floats(0, 1, exclude_max=True), bins=st.sampled_from([2, 17, 256])
+)
+def test_dequantised_stays_in_its_bin(k, u, bins):
+    """x_0 + (2 u - 1) h lies within h of the grey value, so that bins tile, and is even in it."""
+    h, k = 1 / (bins - 1), k % bins
+    x_0 = np.array([[2 * k * h - 1]])
+    y = ddpm.dequantised(x_0, np.array([[u]]), bins)[0, 0]
+    assert x_0[0, 0] - h - 4 * EPS <= y <= x_0[0, 0] + h + 4 * EPS
+    assert (y + 1 + h) / (2 * h) == pytest.approx(k + u, abs=8 * EPS * bins)
+    if bins == 256:
+        assert y == ddpm.dequantised(x_0, np.array([[u]]))[0, 0]
+
+
+@given(m=st.floats(-1.5, 1.5), log_s=st.floats(-4, 1), k=st.integers(0, 16))
+def test_dequantised_density_bounds_the_mass(m, log_s, k):
+    """-E log p(x + u) - log width >= -log P(bin), by Gauss-Legendre quadrature over u."""
+    bins, s = 17, math.exp(log_s)
+    nodes, weights = np.polynomial.legendre.leggauss(40)
+    u, x_0 = (nodes[:, None] + 1) / 2, np.full((40, 1), 2 * k / 16 - 1)
+    nats = -weights @ stats.norm.logpdf(ddpm.dequantised(x_0, u, bins), m, s) / 2
+    bits = ddpm.bits_per_dim(nats, 1, bins).mean
+    low, high = (2 * k - 1) / 16 - 1, (2 * k + 1) / 16 - 1
+    side = 1 if low + high < 2 * m else -1  # of two tails, take the one that does not cancel
+    a, b = sorted((side * (low - m) / s, side * (high - m) / s))
+    log_mass = stats.norm.logcdf(b) + np.log1p(-np.exp(stats.norm.logcdf(a) - stats.norm.logcdf(b)))
+    assert bits >= -log_mass / math.log(2) - 1e-9 * (1 + abs(log_mass))
+    # The gap is the variance of log p over the bin at most, as far as that is small.
+    if s > 1:
+        slack = (2 / 16 / s) ** 2 * (1 + ((abs(m) + 1.1) / s) ** 2)
+        assert bits <= -log_mass / math.log(2) + slack
+
+
+# Errors. ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("start", "end"),
+    [
+        (VP(0.0), None),
+        (VP(0.5), VP(0.4)),
+        (VP(0.5), VP(0.5)),
+        (VP(0.5), ddpm.from_logsnr(-math.inf, 1.0)),
+    ],
+    ids=["clean", "swapped", "same", "no-data"],
+)
+def test_levels_refused(start, end):
+    """Clean data, a start that is not the cleaner, and an end without data."""
+    message = f"log-SNR is {start.logsnr:.6g} at start"
+    with pytest.raises(ValueError, match=message):
+        ddpm.flow_log_prob(mixture(), VP, np.zeros((1, 2)), start, end)
+
+
+@pytest.mark.parametrize("shape", [(3, 2), (1, 2, 2), (1, 3), (5, 3, 1)])
+def test_probes_refused(shape):
+    """Probes of another shape than x's, which might broadcast, are an error."""
+    with pytest.raises(ValueError, match=r"probes must be \(P, 3, 2\), not \("):
+        ddpm.flow_log_prob(mixture(), VP, np.zeros((3, 2)), START, probes=np.ones(shape))
+
+
+def test_solvers_refuse(monkeypatch):
+    """No steps, an integral that cannot be taken, and a solver without its library."""
+    with pytest.raises(ValueError, match="steps must be at least 1, but is 0"):
+        heun(0)
+    pole = lambda s, y: (y**2, y[:, 0])  # y = 1 / (1 - s)
+    with pytest.raises(ValueError, match="dop853 failed"), np.errstate(all="ignore"):
+        ddpm.dop853()(pole, 0.0, 2.0, np.ones((1, 1)))
+    monkeypatch.setitem(sys.modules, "scipy.integrate", None)
+    with pytest.raises(ImportError, match="dop853 needs scipy: pip install scipy"):
+        ddpm.dop853()
