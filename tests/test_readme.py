@@ -42,6 +42,10 @@ def test_console_lines(command, tmp_path):
     if words[1] == "train":
         _photos(tmp_path / "photos")
         words += ["--batch", "4"]
+    if words[1] == "evaluate":
+        _data(tmp_path / "photos")
+        words[words.index("--data") + 1] = "photos"
+        words += ["--images", "2", "--terms", "2", "--steps", "3"]
     words[0] = str(Path(sys.executable).with_name("ddpm-core"))
     ran = subprocess.run(
         words, cwd=tmp_path, capture_output=True, text=True,
@@ -49,7 +53,8 @@ def test_console_lines(command, tmp_path):
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
-    wanted = {"sample": {"samples.png"}, "train": {"runs/photos/model.safetensors"}, "info": set()}
+    wanted = {"sample": {"samples.png"}, "train": {"runs/photos/model.safetensors"}, "info": set(),
+              "evaluate": {"rate-distortion.png"}}  # fmt: skip
     assert wanted[words[1]] <= written
     for option in ("--gif", "--out"):
         if option in words:
@@ -63,6 +68,15 @@ def _photos(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
+
+
+def _data(folder: Path) -> None:
+    from PIL import Image
+
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (28, 28), dtype=np.uint8)).save(folder / f"{i}.png")
 
 
 def test_commands():

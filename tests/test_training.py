@@ -282,3 +282,17 @@ def test_too_few_images():
 def test_bfloat16_needs_hardware():
     """Autocast is not chosen on a device that has no fast bfloat16."""
     assert bfloat16_is_fast("meta") is False
+
+
+def test_two_channels_out_learn_the_variance():
+    """A network with 2 C channels is trained by `hybrid`, so that both halves get gradients."""
+    wide = dataclasses.replace(CONFIG, out_channels=2)
+    of = trainer(config=wide)
+    before = weights(of)["conv_out.weight"]
+    x_0, y, u, eps = of._batch()
+    t = ddpm.draw(of.schedule, u)
+    with torch.no_grad():
+        wanted = float(ddpm.hybrid(of.predict, x_0, eps, t, of.weight, y=y).mean())
+    assert of.step() == pytest.approx(wanted, rel=1e-6)
+    moved = np.abs(weights(of)["conv_out.weight"] - before).max(axis=(1, 2, 3))
+    assert np.all(moved > 0)

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from ddpm_core.denoisers import Predictor
-from ddpm_core.losses import loss, native
+from ddpm_core.losses import hybrid, loss, native
 from ddpm_core.nn.checkpoints import read_tensors, write_whole
 from ddpm_core.nn.unet import UNetConfig
 from ddpm_core.parameterisations import NAMED
@@ -93,7 +93,9 @@ class Trainer:
         self.schedule, self.device = schedule, torch.device(device)
         net = UNet(config, dropout=self.recipe.dropout, seed=self.recipe.seed).to(self.device)
         self.net = net
-        self.predict = Predictor(net, schedule, NAMED[predicts])
+        variance = config.out_channels == 2 * config.channels
+        self.predict = Predictor(net, schedule, NAMED[predicts], variance)
+        self._loss = hybrid if variance else loss
         self.weight = native(NAMED[predicts])
         self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr)
         self.average = AveragedModel(net, avg_fn=self._average, use_buffers=True)
@@ -107,7 +109,8 @@ class Trainer:
     def step(self) -> float:
         """One step of Adam on the plain squared error of the target; returns it.
 
-        For eps that is L_simple (Ho et al. 2020, Eq. 14).
+        For eps that is L_simple (Ho et al. 2020, Eq. 14). A network with 2 C channels out learns
+        its variance too, by `hybrid` (Nichol & Dhariwal 2021, Eq. 16).
         """
         recipe = self.recipe
         x_0, y, u, eps = self._batch()
@@ -115,7 +118,7 @@ class Trainer:
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16)
         with self._dropout_seeded(), autocast:
             t = draw(self.schedule, u)
-            value = loss(self.predict, x_0, eps, t, self.weight, **cond).mean()
+            value = self._loss(self.predict, x_0, eps, t, self.weight, **cond).mean()
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.lr * min(1.0, (self.done + 1) / max(recipe.warmup, 1))
         self.optimiser.zero_grad()

@@ -1,4 +1,4 @@
-"""The command line: `ddpm-core sample`, `train` and `info`."""
+"""The command line: `ddpm-core sample`, `train`, `evaluate` and `info`."""
 
 from __future__ import annotations
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import typer
 
+from ddpm_core.cli.evaluate import evaluate
 from ddpm_core.cli.info import info
 from ddpm_core.cli.sample import sample
 from ddpm_core.cli.train import train
 
 app = typer.Typer(
-    help="Denoising diffusion probabilistic models (Ho et al. 2020): sample, train, inspect.",
+    help="Denoising diffusion probabilistic models (Ho et al. 2020): sample, train, evaluate.",
     add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (sample, train, info):
+for _command in (sample, train, evaluate, info):
     app.command()(_command)
 
 

@@ -13,9 +13,9 @@ import typer
 from ddpm_core._typing import Array
 from ddpm_core.backends import Backend, backend
 from ddpm_core.cli import pictures
+from ddpm_core.cli.models import open_model
 from ddpm_core.denoisers import clip
-from ddpm_core.models import bundled
-from ddpm_core.nn.checkpoints import Checkpoint, load
+from ddpm_core.nn.checkpoints import Checkpoint
 from ddpm_core.noise import portable_noise
 from ddpm_core.samplers import Sampler, ancestral, ddim, dpmpp_2m, trajectory
 
@@ -24,7 +24,7 @@ SAMPLERS = {f.__name__: f for f in (dpmpp_2m, ddim, ancestral)}
 
 def sample(
     model: Annotated[
-        str, typer.Option(help="A bundled model's name, or a checkpoint file.")
+        str, typer.Option(help="A bundled model's name, a checkpoint file, or a run's folder.")
     ] = "fashion-mnist",
     out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
     grid: Annotated[str, typer.Option(help="ROWSxCOLUMNS of images.")] = "8x8",
@@ -60,12 +60,7 @@ def sample(
             raise ValueError(f"--{name} must be at least 1, but is {value}")
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
-    models = bundled()
-    if model not in models and not Path(model).exists():
-        raise FileNotFoundError(
-            f"no model {model!r}: neither a file nor one of {', '.join(models)}"
-        )
-    checkpoint = load(models.get(model, Path(model)))
+    checkpoint = open_model(model)
     solver = SAMPLERS[sampler](checkpoint.schedule, steps)
     y = parse_classes(classes, checkpoint, rows * columns)
     frames = draw(

@@ -57,6 +57,9 @@ def train(
     schedule: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = "linear",
     T: Annotated[int, typer.Option("--T", help="Noise levels.")] = 1000,
     predicts: Annotated[str, typer.Option(help=f"One of {', '.join(NAMED)}.")] = "eps",
+    learn_variance: Annotated[
+        bool, typer.Option("--learn-variance", help="Learn the variance too, for likelihood.")
+    ] = False,
     precision: Annotated[
         str, typer.Option(help="float32, bfloat16, or auto: the faster one here.")
     ] = "auto",
@@ -85,7 +88,7 @@ def train(
     channels, classes = found.images.shape[1], None if unlabelled else found.classes
     config = UNetConfig(
         channels=channels,
-        out_channels=channels,
+        out_channels=channels * (2 if learn_variance else 1),
         widths=_integers("widths", widths),
         blocks=blocks,
         attention=_integers("attention", attention),

@@ -1,0 +1,158 @@
+"""`ddpm-core evaluate`: that its numbers are the library's, and that bad input is one line."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from test_cli import tiny
+
+import ddpm_core as ddpm
+from ddpm_core.cli.datasets import to_range
+from ddpm_core.cli.evaluate import report
+from ddpm_core.likelihood import Elbo
+from ddpm_core.nn import UNetConfig
+from ddpm_core.nn.checkpoints import save
+
+COMMAND = Path(sys.executable).with_name("ddpm-core")
+WIDE = UNetConfig(
+    channels=1, out_channels=2, widths=(8, 8), blocks=1, groups=4, attention=(), classes=3
+)
+
+
+@pytest.fixture(scope="session")
+def place(tmp_path_factory) -> Path:
+    """A run with a fixed variance, a model that learned one, and twelve images with classes."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    (folder / "run").mkdir()
+    save(folder / "run" / "model.safetensors", tiny())
+    save(folder / "learned.safetensors", tiny(config=WIDE))
+    images = np.random.default_rng(0).integers(0, 256, (12, 4, 6), dtype=np.uint8)
+    np.savez(folder / "data.npz", images=images, classes=np.arange(12) % 3)
+    np.savez(folder / "other.npz", images=images[:, :2])
+    return folder
+
+
+def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    return subprocess.run(
+        [COMMAND, "evaluate", *words], cwd=place, capture_output=True, text=True, env=environment
+    )
+
+
+def numbers(place: Path, *words: str) -> dict:
+    path = place / "out.json"
+    path.unlink(missing_ok=True)
+    ran = run(place, *words, "--data", "data.npz", "--json", str(path))
+    assert ran.returncode == 0, ran.stderr
+    found = json.loads(path.read_text())
+    assert f"{found['bits_per_dim']['mean']:.5f}" in ran.stdout
+    return found
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("labelled", [False, True])
+def test_numbers_are_those_of_elbo(place, variance, labelled):
+    """The bound of the command is `elbo` of the clipped network, whatever the batch."""
+    words = ["run", "--variance", variance, "--terms", "0", "--steps", "6", "--images", "8"]
+    words += ["--labelled"] if labelled else []
+    found = numbers(place, *words, "--batch", "3")
+    on, checkpoint = ddpm.backend("numpy"), tiny()
+    data = np.load(place / "data.npz")
+    x_0 = to_range(data["images"][:8, None])
+    y = data["classes"][:8] if labelled else np.full(8, -1)
+    kernel = ddpm.reverse(ddpm.clip(checkpoint.predictor(on)), getattr(ddpm, variance))
+    levels = ddpm.levels_of(checkpoint.schedule, 6)
+    decoder = ddpm.decoder_variance(checkpoint.schedule)
+    wanted = ddpm.elbo(kernel, levels, x_0, ddpm.portable_noise(0), decoder_var=decoder, y=y)
+    for key, nats in (
+        ("bits_per_dim", wanted.total), ("prior", wanted.prior), ("decoder", wanted.data),
+        ("steps_sum", wanted.steps.sum(1)),
+    ):  # fmt: skip
+        mean, error = ddpm.bits_per_dim(nats, 24)
+        np.testing.assert_allclose(found[key]["mean"], mean, rtol=1e-4)
+        np.testing.assert_allclose(found[key]["error"], error, rtol=1e-3, atol=1e-9)
+    rmse = 127.5 * np.sqrt(wanted.error.mean(0))
+    np.testing.assert_allclose([r["rmse"] for r in found["rate_distortion"]], rmse, rtol=1e-4)
+    spent = sum(row["bits"]["mean"] for row in found["rate_distortion"]) + found["prior"]["mean"]
+    np.testing.assert_allclose(spent, found["bits_per_dim"]["mean"], rtol=1e-9)
+
+
+def test_backends_agree(place):
+    """NumPy and torch print the same bits, to float32."""
+    pytest.importorskip("torch")
+    words = ["run", "--terms", "3", "--variance", "small"]
+    ours, theirs = (numbers(place, *words, "--backend", b) for b in ("numpy", "torch"))
+    np.testing.assert_allclose(
+        ours["bits_per_dim"]["mean"], theirs["bits_per_dim"]["mean"], rtol=1e-3
+    )
+
+
+def test_optimal_is_the_best_fixed_variance(place):
+    """A measured variance spends fewer bits on the steps than either fixed one, and is default."""
+    words = ["run", "--terms", "0", "--steps", "8", "--images", "6"]
+    small, large, best = (
+        numbers(place, *words, *more)["steps_sum"]["mean"]
+        for more in (["--variance", "small"], ["--variance", "large"], [])
+    )
+    assert best < min(small, large)
+
+
+def test_learned_variance(place):
+    """A network with 2 C channels is read by `learned_range`, unless another is asked for."""
+    words = ["learned.safetensors", "--terms", "0", "--steps", "5", "--images", "6"]
+    found = numbers(place, *words)
+    assert found["variance"] == "learned"
+    assert numbers(place, *words, "--variance", "small")["bits_per_dim"] != found["bits_per_dim"]
+    ran = run(place, "run", "--data", "data.npz", "--variance", "learned")
+    assert ran.returncode == 2
+    assert "no learned variance" in ran.stderr
+
+
+def test_plot(place):
+    """A picture of the curve appears where it was asked for."""
+    found = run(
+        place, "run", "--data", "data.npz", "--images", "4", "--terms", "3", "--plot", "p.png"
+    )
+    assert found.returncode == 0, found.stderr
+    with Image.open(place / "p.png") as picture:
+        assert np.asarray(picture.convert("L")).min() < 128
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["run", "--data", "nowhere"], "no data at nowhere"),
+        (["nothing", "--data", "data.npz"], "no model 'nothing'"),
+        (["run", "--data", "other.npz"], "the model's are (1, 4, 6)"),
+        (["run", "--data", "data.npz", "--variance", "huge"], "no variance 'huge'"),
+        (["run", "--data", "data.npz", "--terms", "100"], "--terms must be at most 99"),
+        (["run", "--data", "data.npz", "--batch", "0"], "--batch must be at least 1"),
+        (["run", "--data", "data.npz", "--plot", "p.svg"], "must end in .png"),
+        (["run", "--data", "data.npz", "--images", "0"], "pass fewer --images"),
+        (["run"], "--data"),
+    ],
+)
+def test_bad_input_is_one_line(place, words, complaint):
+    ran = run(place, *words)
+    assert ran.returncode == 2
+    assert complaint in ran.stderr
+    assert ran.stderr.strip().splitlines()[-1].startswith("ddpm-core: ")
+    assert "Traceback" not in ran.stderr
+
+
+def test_rows_weigh_terms_by_what_they_stand_for():
+    """A row's error is the mean over its steps, also where terms were drawn unevenly."""
+    levels = ddpm.levels_of(ddpm.linear(100, rescale=True), 100)
+    index = np.array([[10, 10, 50]])
+    weight, error = np.array([[3.0, 1.0, 7.0]]), np.array([[1.0, 2.0, 5.0, 0.5]])
+    result = Elbo(np.ones(1), np.ones((1, 3)), np.ones(1), index, weight, error)
+    rows = report(result, levels, 1)["rate_distortion"]
+    wanted = 127.5 * np.sqrt([(3 * 1 + 1 * 2) / 4, 5.0, 0.5])
+    np.testing.assert_allclose([row["rmse"] for row in rows], wanted)
