@@ -11,7 +11,6 @@ from ddpm_core.likelihood import (
     Estimate,
     bits_per_dim,
     dequantised,
-    dop853,
     elbo,
     flow_log_prob,
 )
@@ -113,7 +112,6 @@ __all__ = [
     "decoder_variance",
     "dequantised",
     "discretised_log_prob",
-    "dop853",
     "dpmpp_2m",
     "draw",
     "draw_important",

@@ -269,7 +269,7 @@ def flow_log_prob(
     start: of the host, with noise: nothing is read at clean data. For data, a level so clean that
         x may stand for x_start; grey values are to be `dequantised` first
     end: of the host, where x is standard normal; by default the schedule's noisiest, and α > 0
-    solve: `heun(steps)` or `dop853()`; heun(100) by default
+    solve: `heun(steps)` or `dop853()`, of this module; heun(100) by default
     probes: (P, B, *D) of E v v' = I, such as random signs: Hutchinson's estimate of the trace, the
         mean over P. None is the exact trace, which calls the denoiser once a coordinate
     jvp: derivatives along a direction, such as `torch.func.jvp` or `jax.jvp`; by default central

@@ -49,7 +49,7 @@ def optimal(error: Callable[[Level], Scalar]) -> Variance:
 
     For an exact denoiser it is the moment-matching variance of Theorem 1 there, in a form that
     does not cancel; for one that is not, it is still the best variance for its mean, if error is
-    its own, measured error. See `error_of_score` for the paper's own quantity.
+    its own, measured error (`likelihood.errors_at`). `error_of_score` takes the paper's quantity.
     """
 
     def variance(t: Level, s: Level) -> Scalar:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import ddpm_core as ddpm
-from ddpm_core.likelihood import central_difference, heun
+from ddpm_core.likelihood import central_difference, dop853, heun
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -61,7 +61,7 @@ def test_gaussian_data(a, width, m, log_c, z):
     c = np.exp(log_c) * np.array([1.0, 0.3])
     oracle = ddpm.GaussianOracle(m * np.ones(2), c)
     x = start.alpha * m + np.sqrt(start.alpha**2 * c + start.sigma**2) * z
-    solve = ddpm.dop853(1e-9, 1e-9)
+    solve = dop853(1e-9, 1e-9)
     actual = ddpm.flow_log_prob(oracle, VP, x, start, end, solve=solve)
     expected = gaussian_flow(m, c, x, start, end)
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-6 * (1 + np.abs(x).max() ** 2))
@@ -90,7 +90,7 @@ def test_mixture():
     """The exact density of a mixture, corrected only by what is not normal at the end."""
     oracle, ends = mixture(), []
     x = np.random.default_rng(2).uniform(-2, 2, (6, 2))
-    adaptive = ddpm.dop853(1e-8, 1e-8)
+    adaptive = dop853(1e-8, 1e-8)
 
     def solve(f, a, b, y):
         ends.append(adaptive(f, a, b, y))
@@ -124,7 +124,7 @@ def test_defaults():
     assert all(one is y for one in seen)
 
 
-@pytest.mark.parametrize("solve", [heun(3), ddpm.dop853(1e-4, 1e-4)], ids=["heun", "dop853"])
+@pytest.mark.parametrize("solve", [heun(3), dop853(1e-4, 1e-4)], ids=["heun", "dop853"])
 def test_stays_within_the_schedule(solve):
     """No rounding of the time takes a solver outside its two levels."""
     schedule, seen = ddpm.cosine(50), []
@@ -141,7 +141,7 @@ def test_solvers_integrate(a, width, x):
     """y' = y with the rate Σ y: solvers have the exponential and its integral, to their order."""
     f = lambda s, y: (y, y.sum(1))
     b = a + width
-    for solve, tol in ((heun(200), 1e-3), (ddpm.dop853(1e-10, 1e-10), 1e-8)):
+    for solve, tol in ((heun(200), 1e-3), (dop853(1e-10, 1e-10), 1e-8)):
         y, total = solve(f, a, b, x)
         grown = np.exp(width) * np.abs(x).max()
         np.testing.assert_allclose(y, np.exp(width) * x, rtol=0, atol=tol * grown)
@@ -322,7 +322,7 @@ def test_solvers_refuse(monkeypatch):
         heun(0)
     pole = lambda s, y: (y**2, y[:, 0])  # y = 1 / (1 - s)
     with pytest.raises(ValueError, match="dop853 failed"), np.errstate(all="ignore"):
-        ddpm.dop853()(pole, 0.0, 2.0, np.ones((1, 1)))
+        dop853()(pole, 0.0, 2.0, np.ones((1, 1)))
     monkeypatch.setitem(sys.modules, "scipy.integrate", None)
     with pytest.raises(ImportError, match="dop853 needs scipy: pip install scipy"):
-        ddpm.dop853()
+        dop853()
