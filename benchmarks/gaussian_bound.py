@@ -5,7 +5,7 @@
 
 The denoiser is exact for a Gaussian with the mean and covariance of the training images; the bound
 is that of the test images, with `linear()`. Averages over the noise are in closed form, but for
-L_0's, whose masses are exact: Ho et al.'s code takes none below 1e-12, and L_0 0.008 lower. Then
+L_0's, whose masses are exact; floored at 1e-12, as is often done, they give 0.008 less. Then
 `elbo` itself, which draws everything, on a few images: `off` is how far it is from their own
 closed form, and should be within a few of its standard errors of 0.
 Needs Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist).

@@ -97,7 +97,7 @@ def elbo(
         levels = Level(*(np.append(a, c) for a, c in zip(levels, clean, strict=True)))
     n, shape = len(levels.sigma) - 1, tuple(x_0.shape)
     index, weight = _terms_of(levels, shape[0], u)
-    ho = small(_at(levels, n - 2), _at(levels, n - 1)) if n > 1 else 0.0
+    ho = small(_at(levels, n - 2), _at(levels, n - 1)) if n > 1 else None
 
     def term(j: int, t: Level, s: Level, var: Scalar | None = None) -> tuple[Array, Array]:
         x_t = q_sample(x_0, noise(j + 1, shape), t)

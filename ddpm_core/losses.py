@@ -170,14 +170,15 @@ def divergence(
     on_host = isinstance(s.sigma, (int, float)) or is_numpy_array(s.sigma)
     if on_host and np.all(np.asarray(s.sigma) > 0):
         return kl(q, p)
+    # A variance of the levels alone, as `reverse` has, is no decoder's.
+    fixed = isinstance(p.var, (int, float)) or (is_numpy_array(p.var) and p.var.ndim < x_0.ndim)
+    if on_host and fixed and decoder_var is None and not _decodes(p.var, s):
+        raise ValueError(
+            "p(x_0 | x_t) is a point, without a density: pass decoder_var, such as "
+            "decoder_variance(schedule)"
+        )
     if on_host and np.ndim(s.sigma) == 0:
-        p = p if decoder_var is None else Gaussian(p.mean, decoder_var)
-        if isinstance(p.var, (int, float)) and p.var <= 0:
-            raise ValueError(
-                "p(x_0 | x_t) is a point, without a density: pass decoder_var, such as "
-                "decoder_variance(schedule)"
-            )
-        return _decode(p, x_0, bins)
+        return _decode(p if decoder_var is None else Gaussian(p.mean, decoder_var), x_0, bins)
     # Some samples at clean data, some not: both, the one not chosen kept finite.
     xp = array_namespace(x_0)
     ones = xp.ones_like(x_0)
@@ -189,6 +190,11 @@ def divergence(
     p = Gaussian(p.mean, var)
     first = xp.reshape(clean, (x_0.shape[0], -1))[:, 0]
     return xp.where(first, _decode(p, x_0, bins), kl(q, p))
+
+
+def _decodes(var: Scalar, s: Level) -> bool:
+    """Whether a variance of the host, of one level, is one that a density can have."""
+    return np.ndim(s.sigma) == 0 and bool(np.all(np.asarray(var) > 0))
 
 
 def _decode(p: Gaussian, x_0: Array, bins: int | None) -> Array:

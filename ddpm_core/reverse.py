@@ -53,7 +53,11 @@ def optimal(error: Callable[[Level], Scalar]) -> Variance:
     """
 
     def variance(t: Level, s: Level) -> Scalar:
-        return small(t, s) + (s.alpha * tau(t, s)) ** 2 * error(t)
+        least, on_x_0, off = small(t, s), s.alpha * tau(t, s), error(t)
+        if getattr(least, "ndim", 0) == 1 and getattr(off, "ndim", 0) > 1:  # one level per sample
+            shape = (-1,) + (1,) * (off.ndim - 1)
+            least, on_x_0 = (array_namespace(c).reshape(c, shape) for c in (least, on_x_0))
+        return least + on_x_0**2 * off
 
     return variance
 

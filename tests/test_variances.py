@@ -309,3 +309,16 @@ def test_decoder_variance_needs_a_second_step(schedule):
     """One step, or a continuous schedule, has no step from 2 to 1."""
     with pytest.raises(ValueError, match="has no step from 2 to 1: pass decoder_var"):
         ddpm.decoder_variance(schedule)
+
+
+def test_optimal_errors_of_coordinates_with_a_level_per_sample():
+    """Per-coordinate errors and levels (B,) give each sample the variance it has alone."""
+    schedule = ddpm.linear()
+    error = np.array([[0.1, 0.2, 0.3]])
+    kernel = ddpm.reverse(lambda x, t: x, ddpm.optimal(lambda t: error))
+    for times in ([500, 100, 2], [500, 100]):  # as many samples as coordinates, and fewer
+        x, earlier = np.ones((len(times), 3)), np.array(times) // 2
+        var = kernel(x, schedule(np.array(times)), schedule(earlier)).var
+        for i, (time, before) in enumerate(zip(times, earlier, strict=True)):
+            alone = kernel(x[:1], schedule(time), schedule(int(before))).var
+            np.testing.assert_allclose(var[i : i + 1], alone, rtol=8 * np.finfo(float).eps)

@@ -434,3 +434,21 @@ def test_mean_term_of_gaussian_data(logsnr, gap, c, m):
     wanted = 0.5 * math.log(exact / ddpm.small(t, s))
     lost = (1 + np.sqrt(c) * 2) * (1 + t.alpha / s.alpha) / math.sqrt(ddpm.small(t, s))
     assert abs(actual - wanted) <= 256 * EPS * (1 + abs(logsnr) + gap + lost)
+
+
+@pytest.mark.parametrize("variance", [ddpm.small, ddpm.large])
+def test_a_fixed_variance_decodes_no_sample_of_a_batch(variance):
+    """Levels (B,) of the host with clean data among them need decoder_var, as one level does."""
+    schedule = ddpm.linear()
+    x_0 = np.zeros((2, 2))
+    t, s = schedule(np.array([1, 2])), schedule(np.array([0, 1]))
+    kernel = ddpm.reverse(lambda x, t: x, variance)
+    with pytest.raises(ValueError, match="pass decoder_var"):
+        ddpm.bound(kernel, x_0, x_0 + 0.1, t, s)
+    var = ddpm.decoder_variance(schedule)
+    both = ddpm.bound(kernel, x_0, x_0 + 0.1, t, s, decoder_var=var)
+    for i in range(2):
+        alone = ddpm.bound(
+            kernel, x_0[:1], x_0[:1] + 0.1, schedule(i + 1), schedule(i), decoder_var=var
+        )
+        np.testing.assert_allclose(both[i], alone[0], rtol=1e-12)
