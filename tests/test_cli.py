@@ -284,7 +284,7 @@ def test_loads_no_torch(tmp_path, model):
 BAD_SAMPLES = {
     "no file": (
         ["--model", "none.safetensors"],
-        "no model 'none.safetensors': neither a file nor one of",
+        "no model 'none.safetensors': neither a file, nor a run, nor one of",
     ),
     "a folder": (["--model", "."], "no checkpoint at ."),
     "a pickle": (["--model", "pickle.pt"], "pickle.pt is not a safetensors file"),
@@ -382,7 +382,10 @@ def test_executable(tmp_path, model):
     assert pixels(tmp_path / "samples.png").shape == (2 * (4 + 2 * 2), 2 * (2 * 6 + 3 * 2))
     bad = executable("sample", "--model", "none", cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
-    assert bad.stderr == "ddpm-core: no model 'none': neither a file nor one of fashion-mnist\n"
+    assert (
+        bad.stderr
+        == "ddpm-core: no model 'none': neither a file, nor a run, nor one of fashion-mnist\n"
+    )
 
 
 def test_no_space_left(tmp_path, model, photos):

@@ -12,10 +12,8 @@ def open_model(name: str) -> Checkpoint:
     """A bundled model, a checkpoint file, or the model of a run of `train`."""
     models = bundled()
     path = models.get(name, Path(name))
-    if path.is_dir():
-        path = path / "model.safetensors"
-    if name not in models and not path.exists():
+    if not path.exists():
         raise FileNotFoundError(
             f"no model {name!r}: neither a file, nor a run, nor one of {', '.join(models)}"
         )
-    return load(path)
+    return load(path / "model.safetensors" if path.is_dir() else path)
