@@ -80,6 +80,10 @@ def test_numbers_are_those_of_elbo(place, variance, labelled):
         np.testing.assert_allclose(found[key]["error"], error, rtol=1e-3, atol=1e-9)
     rmse = 127.5 * np.sqrt(wanted.error.mean(0))
     np.testing.assert_allclose([r["rmse"] for r in found["rate_distortion"]], rmse, rtol=1e-4)
+    rows = found["rate_distortion"]
+    rate = found["prior"]["mean"] + np.cumsum([row["bits"]["mean"] for row in rows[:-1]])
+    np.testing.assert_allclose([row["rate"]["mean"] for row in rows[:-1]], rate, rtol=1e-9)
+    assert rows[-1]["rate"] == rows[-2]["rate"]  # the decoder's bits are not rate (section 4.3)
     spent = sum(row["bits"]["mean"] for row in found["rate_distortion"]) + found["prior"]["mean"]
     np.testing.assert_allclose(spent, found["bits_per_dim"]["mean"], rtol=1e-9)
 
