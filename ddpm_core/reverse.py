@@ -84,7 +84,7 @@ def learned_range(predict: Both, decoder_var: Scalar) -> Reverse:
     log variance = w log β + (1 - w) log β̃,   w = (v + 1) / 2, v the network's
 
     decoder_var: what stands for β̃ at clean data, where β̃ = 0; published networks were trained with
-        Ho et al.'s, `decoder_variance(schedule)`
+        Ho et al.'s, `decoder_variance(schedule)`; on a subset of levels, `small` of the step before
 
     ValueError if the network returns no v.
     """

@@ -69,7 +69,8 @@ def test_numbers_are_those_of_elbo(place, variance, labelled):
     y = data["classes"][:8] if labelled else np.full(8, -1)
     kernel = ddpm.reverse(ddpm.clip(checkpoint.predictor(on)), getattr(ddpm, variance))
     levels = ddpm.levels_of(checkpoint.schedule, 6)
-    decoder = ddpm.decoder_variance(checkpoint.schedule)
+    second, first = (checkpoint.schedule(float(levels.time[i])) for i in (-3, -2))
+    decoder = ddpm.small(second, first)  # of these six levels, not of the schedule's hundred
     wanted = ddpm.elbo(kernel, levels, x_0, ddpm.portable_noise(0), decoder_var=decoder, y=y)
     for key, nats in (
         ("bits_per_dim", wanted.total), ("prior", wanted.prior), ("decoder", wanted.data),
@@ -113,10 +114,35 @@ def test_learned_variance(place):
     words = ["learned.safetensors", "--terms", "0", "--steps", "5", "--images", "6"]
     found = numbers(place, *words)
     assert found["variance"] == "learned"
+    checkpoint = tiny(config=WIDE)
+    levels = ddpm.levels_of(checkpoint.schedule, 5)
+    second, first = (checkpoint.schedule(float(levels.time[i])) for i in (-3, -2))
+    denoise = ddpm.clip(checkpoint.predictor(ddpm.backend("numpy")))
+    x_0 = to_range(np.load(place / "data.npz")["images"][:6, None])
+    kernel = ddpm.learned_range(denoise, ddpm.small(second, first))
+    wanted = ddpm.elbo(kernel, levels, x_0, ddpm.portable_noise(0), y=np.full(6, -1))
+    mean = ddpm.bits_per_dim(wanted.total, 24).mean
+    np.testing.assert_allclose(found["bits_per_dim"]["mean"], mean, rtol=1e-4)
     assert numbers(place, *words, "--variance", "small")["bits_per_dim"] != found["bits_per_dim"]
     ran = run(place, "run", "--data", "data.npz", "--variance", "learned")
     assert ran.returncode == 2
     assert "no learned variance" in ran.stderr
+
+
+def test_trained_variance_is_evaluated(place):
+    """What `train --learn-variance` learned is read by `evaluate`, and `sample` still draws."""
+    pytest.importorskip("torch")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    words = "--data data.npz --out fresh --steps 2 --batch 4 --widths 8,8 --groups 4 --attention 1"
+    for command in (
+        ["train", *words.split(), "--blocks", "1", "--learn-variance"],
+        ["sample", "--model", "fresh", "--grid", "1x2", "--steps", "2"],
+    ):
+        ran = subprocess.run(
+            [COMMAND, *command], cwd=place, capture_output=True, text=True, env=environment
+        )
+        assert ran.returncode == 0, ran.stderr
+    assert numbers(place, "fresh", "--terms", "2", "--images", "4")["variance"] == "learned"
 
 
 def test_plot(place):
@@ -140,6 +166,8 @@ def test_plot(place):
         (["run", "--data", "data.npz", "--batch", "0"], "--batch must be at least 1"),
         (["run", "--data", "data.npz", "--plot", "p.svg"], "must end in .png"),
         (["run", "--data", "data.npz", "--images", "0"], "pass fewer --images"),
+        (["run", "--data", "data.npz", "--steps", "1"], "--steps must be at least 2"),
+        (["run", "--data", "data.npz", "--images", "1"], "at least 2 images"),
         (["run"], "--data"),
     ],
 )

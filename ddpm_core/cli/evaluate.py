@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any
@@ -21,12 +22,12 @@ from ddpm_core.cli import datasets
 from ddpm_core.cli.models import open_model
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.denoisers import clip
-from ddpm_core.levels import Level
+from ddpm_core.levels import Level, level_at, steps_of
 from ddpm_core.likelihood import Elbo, bits_per_dim, elbo, errors_at, interpolated
 from ddpm_core.nn.checkpoints import Checkpoint, write_whole
 from ddpm_core.noise import portable_noise
 from ddpm_core.process import large, small
-from ddpm_core.reverse import Reverse, decoder_variance, learned_range, optimal, reverse
+from ddpm_core.reverse import Reverse, learned_range, optimal, reverse
 from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Discrete
 
@@ -82,9 +83,13 @@ def evaluate(
             raise ValueError(f"--{name} must be at least {least}, but is {value}")
     if variance not in VARIANCES:
         raise ValueError(f"no variance {variance!r}; there are {', '.join(VARIANCES)}")
+    if steps == 1:
+        raise ValueError("--steps must be at least 2, or 0 for the schedule's, but is 1")
     for path, suffix in ((json_path, ".json"), (plot, ".png")):
         if path is not None:
             check_place(path, suffix)
+    if plot is not None:
+        _empty_figure()  # without matplotlib, better now than after the work
     checkpoint = open_model(model)
     schedule = checkpoint.schedule
     if not isinstance(schedule, Discrete):
@@ -97,6 +102,8 @@ def evaluate(
     run = _Run(checkpoint, on, labelled, seed, batch)
     found = run.read(data, split)
     total = len(found.images) if images == 0 else min(images, len(found.images))
+    if total < 2:
+        raise ValueError(f"a standard error takes at least 2 images, but there is {total}")
     has_v = run.predict.variance
     if variance == "learned" and not has_v:
         raise ValueError(f"{model} has no learned variance; there are small, large and optimal")
@@ -110,9 +117,9 @@ def evaluate(
     u = np.random.default_rng(seed).random((total, terms)) if terms else None
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        kernel = run.kernel(variance, lambda: run.unseen(data, split, found, total), progress)
-        decoder = None if variance == "learned" else decoder_variance(schedule)
-        result = run.bound(kernel, levels, chosen, u, decoder, progress)
+        unseen = partial(run.unseen, data, split, found, total)
+        kernel = run.kernel(variance, levels, unseen, progress)
+        result = run.bound(kernel, levels, chosen, u, progress)
     numbers = report(result, levels, found.images[0].size)
     numbers = {
         "model": model, "data": str(data), "split": split, "images": total,
@@ -182,25 +189,32 @@ class _Run:
                 cond["y"] = self.on.asarray(y, self.on.xp.int64)
             yield first, self.on.asarray(datasets.to_range(part)), noise, cond
 
-    def kernel(self, variance: str, unseen: Any, progress: Progress) -> Reverse:
+    def kernel(
+        self,
+        variance: str,
+        levels: Level,
+        unseen: Callable[[], datasets.Images],
+        progress: Progress,
+    ) -> Reverse:
         """The reverse process of a variance; the optimal one is measured here."""
         schedule = self.checkpoint.schedule
         if variance == "learned":
-            return learned_range(self.denoise, decoder_variance(schedule))
+            t, s = steps_of(levels)
+            return learned_range(self.denoise, float(small(level_at(t, -2), level_at(s, -2))))
         if variance != "optimal":
             return reverse(self.denoise, small if variance == "small" else large)
         images = unseen()
         times = np.unique(np.rint(np.geomspace(1, schedule.ends[1], 40)))
-        levels = schedule(times)
+        some = schedule(times)
         # Other noise than that of the evaluation: its ids are above all of those.
         parts = list(self.batches(images, first_id=1 << 30))
         task = progress.add_task("Measuring the variance", total=len(parts))
         errors: list[Array] = []
         for _, x_0, noise, cond in parts:
-            errors.append(len(x_0) * errors_at(self.denoise, levels, x_0, noise, **cond))
+            errors.append(len(x_0) * errors_at(self.denoise, some, x_0, noise, **cond))
             progress.advance(task)
         mean = np.sum(errors, axis=0) / len(images.images)
-        return reverse(self.denoise, optimal(interpolated(levels, mean)))
+        return reverse(self.denoise, optimal(interpolated(some, mean)))
 
     def bound(
         self,
@@ -208,7 +222,6 @@ class _Run:
         levels: Level,
         images: datasets.Images,
         u: Array | None,
-        decoder: float | None,
         progress: Progress,
     ) -> Elbo:
         """The bound of all images, as float64 of the host."""
@@ -224,9 +237,7 @@ class _Run:
         parts: list[Elbo] = []
         for first, x_0, noise, cond in self.batches(images):
             some = None if u is None else u[first : first + len(x_0)]
-            part = elbo(
-                kernel, levels, x_0, noise, some, decoder_var=decoder, progress=counted, **cond
-            )
+            part = elbo(kernel, levels, x_0, noise, some, progress=counted, **cond)
             progress.advance(task)
             host = self.on.to_numpy
             prior, steps, data, error = map(host, (part.prior, part.steps, part.data, part.error))
@@ -309,15 +320,11 @@ def _show(numbers: dict[str, Any]) -> None:
 
 def draw_curve(numbers: dict[str, Any]) -> bytes:
     """Distortion and rate along the reverse process, and against each other (Figure 5), as PNG."""
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ImportError("--plot needs matplotlib: pip install 'ddpm-core[cli]'") from None
     rows = numbers["curve"]
     start = rows[0]["from"]
     steps = [start - 0.5 * (row["from"] + row["to"]) + 1 for row in rows]
     rate, rmse = [row["rate"]["mean"] for row in rows], [row["rmse"] for row in rows]
-    figure: Any = Figure(figsize=(9, 2.8), layout="constrained")
+    figure = _empty_figure()
     for axes, (x, y, across, up) in zip(
         figure.subplots(1, 3),
         (
@@ -334,3 +341,11 @@ def draw_curve(numbers: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
+
+
+def _empty_figure() -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ImportError("--plot needs matplotlib: pip install 'ddpm-core[cli]'") from None
+    return Figure(figsize=(9, 2.8), layout="constrained")
