@@ -1,7 +1,8 @@
 """Grids: which times of a schedule a sampler visits, (schedule, steps) -> steps + 1 times.
 
-The first is the noisiest, the last is the schedule's clean end. Over a discrete schedule they are
-integers, found by rounding exact fractions, never by accumulating floats.
+The first is the noisiest, the last is the schedule's clean end. Over a discrete schedule
+`trailing`, `leading` and `linspace` give integers, found by rounding exact fractions, never by
+accumulating floats; `quadratic`, `karras` and `log_snr` give fractional times.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import TypeAlias
 import numpy as np
 
 from ddpm_core._typing import Array
+from ddpm_core.levels import Level
 from ddpm_core.schedules import Discrete, Schedule
 
 Grid: TypeAlias = Callable[[Schedule, int], Array]
@@ -62,6 +64,83 @@ def linspace(schedule: Schedule, steps: int) -> Array:
     left = np.arange(steps - 1, -1, -1, dtype=np.float64)
     times = 1 + np.rint((schedule.T - 1) * left / (steps - 1)) if steps > 1 else left + schedule.T
     return np.append(times, 0.0)
+
+
+def quadratic(schedule: Schedule, steps: int) -> Array:
+    """Times that grow as the square of their number (Song et al. 2021, DDIM, Appendix D.2).
+
+    From the noisiest down to the last noisy one, then clean data. The last noisy time is 1 over a
+    discrete schedule, and 1e-3 of the way from clean data over a continuous one, where published
+    samplers stop; over a schedule whose clean end has noise, that end. So it is in `karras` and
+    `log_snr`.
+
+    >>> from ddpm_core import linear
+    >>> quadratic(linear(1000), 4)
+    array([1000.,  445.,  112.,    1.,    0.])
+    """
+
+    def times(first: Level, last: Level, share: Array) -> Array:
+        return last.time + (first.time - last.time) * (1 - share) ** 2
+
+    return _noisy(schedule, steps, times)
+
+
+def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
+    """Evenly spaced in k^(1 / rho), k = σ / α (Karras et al. 2022, Eq. 5), then clean data.
+
+    ValueError where alpha = 0 at the noisiest time, and k infinite.
+    """
+    if not rho > 0:
+        raise ValueError(f"rho must be above 0, but is {rho}")
+    _has_data(karras, schedule)
+
+    def times(first: Level, last: Level, share: Array) -> Array:
+        a, b = (np.exp(-t.logsnr / (2 * rho)) for t in (first, last))  # k = exp(-log-SNR / 2)
+        return schedule.at(-2 * rho * np.log(a + (b - a) * share)).time
+
+    return _noisy(schedule, steps, times)
+
+
+def log_snr(schedule: Schedule, steps: int) -> Array:
+    """Evenly spaced in log-SNR (Lu et al. 2022, DPM-Solver, section 3.4), then clean data.
+
+    ValueError where alpha = 0 at the noisiest time, and log-SNR -inf.
+    """
+    _has_data(log_snr, schedule)
+
+    def times(first: Level, last: Level, share: Array) -> Array:
+        return schedule.at(first.logsnr + (last.logsnr - first.logsnr) * share).time
+
+    return _noisy(schedule, steps, times)
+
+
+def _noisy(schedule: Schedule, steps: int, times: Callable[[Level, Level, Array], Array]) -> Array:
+    """The grid whose noisy times are a function of their share of the way, from 0 to 1."""
+    check_steps(steps)
+    clean, noisiest = schedule.ends
+    ends_clean = float(schedule(clean).sigma) == 0
+    last = clean
+    if ends_clean:
+        last = 1.0 if isinstance(schedule, Discrete) else clean + 1e-3 * (noisiest - clean)
+    first = schedule(noisiest)
+    share = np.linspace(0, 1, steps if ends_clean else steps + 1)
+    inner = np.array(times(first, schedule(last), share))
+    inner[-1], inner[0] = last, noisiest  # inverses round; of one time, the noisiest
+    grid = np.append(inner, clean) if ends_clean else inner
+    if not np.all(np.diff(grid) < 0):
+        raise ValueError(
+            f"{steps} steps are too many: the schedule's times do not fall strictly between "
+            f"{noisiest:g} and {last:g}"
+        )
+    return grid
+
+
+def _has_data(grid: Grid, schedule: Schedule) -> None:
+    if not np.isfinite(schedule(schedule.ends[1]).logsnr):
+        raise ValueError(
+            f"{grid.__name__} needs a finite log-SNR, but alpha = 0 at the noisiest time; use "
+            f"trailing or quadratic, or pass times="
+        )
 
 
 def _discrete(grid: Grid, schedule: Schedule) -> Discrete:

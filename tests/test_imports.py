@@ -33,9 +33,12 @@ ORDER = [
     "importance",
     "likelihood",
     "noise",
+    "samplers.unrolled",
     "samplers.table",
     "samplers.run",
+    "samplers.multistep",
     "samplers",  # one file per family of solvers, which do not import each other
+    "certificates",
     "nn.ops",
     "nn.unet",
     "nn.checkpoints",

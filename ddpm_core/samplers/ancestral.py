@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.grids import Grid, trailing
-from ddpm_core.levels import steps_of, tau
+from ddpm_core.levels import level_at, steps_of, tau
 from ddpm_core.process import Variance, posterior_row, small
 from ddpm_core.samplers.table import Sampler, levels_of, table
 from ddpm_core.schedules import Schedule
@@ -32,7 +32,7 @@ def ancestral(
     levels = levels_of(schedule, steps, grid, times)
     t, s = steps_of(levels)
     on_x_0, on_x_t = posterior_row(t, s)
-    z = np.where(s.sigma > 0, np.sqrt(variance(t, s)), 0.0)
+    z = np.sqrt(variance(t, s))
     return table("ancestral", levels, point={"x": on_x_t, "m0": on_x_0, "z": z})
 
 
@@ -69,3 +69,39 @@ def ddim(
             "z": eta * np.sqrt(tau(t, s)) * s.sigma,
         },
     )
+
+
+def ddim_inversion(
+    schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None
+) -> Sampler:
+    """DDIM from data to noise: deterministic encoding (Song et al. 2021, section 4.3).
+
+    x_s = α_s x_0 + σ_s eps,   eps = (x_t - α_t x_0) / σ_t,   s the noisier
+
+    times: steps + 1 times of the schedule, strictly rising, the first of them with noise: nothing
+        is read at clean data. By default those of grid(schedule, steps + 1) but the clean one
+
+    `sample` with it takes x at the first of its levels, or data that may stand for it, and returns
+    x at the noisiest.
+    """
+    if times is None:
+        times = grid(schedule, steps + 1)[-2::-1]
+    falling = np.asarray(times, dtype=np.float64)[::-1]
+    levels = level_at(levels_of(schedule, steps, times=falling), slice(None, None, -1))
+    t, s = steps_of(levels)
+    on_eps = s.sigma / t.sigma
+    return table("ddim_inversion", levels, point={"x": on_eps, "m0": s.alpha - on_eps * t.alpha})
+
+
+# Other names of the same tables. ----------------------------------------------------------------
+
+#: Euler's method on the probability flow in x / α over σ / α (Song et al. 2021, Eq. 14).
+euler = ddim
+#: DPM-Solver of order 1 (Lu et al. 2022a, section 4.1).
+dpm_solver_1 = ddim
+#: DEIS of order 1 (Zhang & Chen 2023, Proposition 2).
+deis_1 = ddim
+#: Euler's step down to k_s² / k_t, and noise up to k_s (k-diffusion), k = σ / α.
+euler_ancestral = ancestral
+#: SDE-DPM-Solver++ of order 1 (Lu et al. 2022b, section 6).
+sde_dpmpp_1 = ancestral

@@ -18,6 +18,7 @@ from ddpm_core._typing import Array, Scalar
 from ddpm_core.grids import Grid, check_steps, trailing
 from ddpm_core.levels import Level, astype, combine, level_at, same_shape, widen
 from ddpm_core.parameterisations import Parameterisation, reading, x0
+from ddpm_core.samplers.unrolled import Unrolled
 from ddpm_core.schedules import Schedule
 
 
@@ -129,6 +130,18 @@ class Sampler:
         u, v = self.read[:, 0], self.read[:, 1]
         return dataclasses.replace(self, read=np.stack([u + v * on_x_t, v * on_y], axis=-1))
 
+    def unroll(self) -> Unrolled:
+        """Each point as a combination of x_T, what the denoiser said, and the noises."""
+        n = self.nfe
+        basis = np.eye(1 + 2 * n)
+        state = self.start(basis[0])
+        points = [state.point]
+        for i, row in enumerate(self.rows()):
+            state = advance(row, state, basis[1 + i], basis[1 + n + i])
+            points.append(state.point)
+        table = np.stack(points)
+        return Unrolled(self.levels, table[:, 0], table[:, 1 : 1 + n], table[:, 1 + n :])
+
 
 def advance(row: Row, state: State, y: Array, z: Array | None = None) -> State:
     """The state after a row. Pure: traces under jit, and changes none of its arguments.
@@ -203,6 +216,9 @@ def table(
 
     Each column is (n,) or a number. The anchor stays what it is unless columns are given for it;
     a reading is x_0 unless (u, v) are given.
+
+    The row into clean data is the same in every sampler, whatever its columns say: x_0 as it is
+    read, without noise. There log-SNR is infinite and no step has an order above 1.
     """
     n = len(levels.sigma) - 1
     anchor = {"anchor": np.ones(n)} if anchor is None else anchor
@@ -216,4 +232,9 @@ def table(
         )
 
     u, v = (np.zeros(n), np.ones(n)) if read is None else read
-    return Sampler(name, levels, np.stack([u, v], axis=-1), stack(point), stack(anchor))
+    read_table, point_table, anchor_table = np.stack([u, v], -1), stack(point), stack(anchor)
+    if levels.sigma[-1] == 0:
+        read_table[-1] = 0.0, 1.0
+        point_table[-1] = [c == "m0" for c in order]
+        anchor_table[-1] = [c == "anchor" for c in order]
+    return Sampler(name, levels, read_table, point_table, anchor_table)

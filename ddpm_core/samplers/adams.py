@@ -1,0 +1,126 @@
+"""Adams-Bashforth methods on the probability flow in x / α over k = σ / α, where its slope is eps.
+
+x_s / α_s = x_t / α_t + (k_s - k_t) Σ_j w_j eps_j
+
+All read eps, are DDIM at order 1, and refuse to start at alpha = 0.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ddpm_core._typing import Array
+from ddpm_core.grids import Grid, trailing
+from ddpm_core.levels import Level, level_at, steps_of
+from ddpm_core.samplers.multistep import (
+    gauss_legendre,
+    lags,
+    named,
+    quadrature,
+    ratio,
+    reads_eps,
+)
+from ddpm_core.samplers.table import Sampler, levels_of, table
+from ddpm_core.schedules import Schedule
+
+
+def lms(
+    schedule: Schedule, steps: int, order: int = 4, *, grid: Grid = trailing, times: Any = None
+) -> Sampler:
+    """Linear multistep: Adams-Bashforth for the grid's own, uneven steps in k.
+
+    Started by its lower orders (Hairer et al. 1993, section III.5; ρAB of Zhang & Chen 2023).
+    """
+    levels = levels_of(schedule, steps, grid, times)
+    read, k = reads_eps("lms", levels), ratio(levels)
+    powers = np.arange(_order(order)) + 1
+    moments = np.diff(k)[:, None] ** powers / powers
+    return _table("lms", levels, read, quadrature(lags(k, order), moments))
+
+
+def ipndm(
+    schedule: Schedule, steps: int, order: int = 4, *, grid: Grid = trailing, times: Any = None
+) -> Sampler:
+    """iPNDM: Adams-Bashforth for equal steps, whatever the grid (Zhang & Chen 2023, Appendix H.2).
+
+    eps, (3 eps - eps') / 2, (23 eps - 16 eps' + 5 eps'') / 12, ...; started by its lower orders. On
+    a grid that is not even in k it is of order 2 at most.
+    """
+    levels = levels_of(schedule, steps, grid, times)
+    read = reads_eps("ipndm", levels)
+    return _table("ipndm", levels, read, np.diff(ratio(levels))[:, None] * _even(steps, order))
+
+
+def plms(
+    schedule: Schedule, steps: int, order: int = 4, *, grid: Grid = trailing, times: Any = None
+) -> Sampler:
+    """PLMS: the coefficients of `ipndm`, started by Heun's method (Liu et al. 2022, Eqs. 11-13).
+
+    The first step averages the eps at t and at where DDIM comes from there, and so makes one call
+    more: steps + 1 in all, of two steps or more.
+    """
+    levels = levels_of(schedule, steps, grid, times)
+    if steps == 1:
+        return _table("plms", levels, reads_eps("plms", levels), np.diff(ratio(levels))[:, None])
+    # Rows: the first step twice, then each other; they look at times 0, 1, 1, 2, 3, ...
+    at, step = np.array([0, *range(1, steps)]), np.arange(steps)
+    at, step = np.insert(at, 1, 1), np.insert(step, 0, 0)
+    rows = Level(*(np.append(field[at], field[-1]) for field in levels))
+    read = reads_eps("plms", rows)
+    even = _even(steps, order)
+    # The reading at the trial point comes into the second row only; later ones pass over it.
+    weights = np.zeros((steps + 1, order + 1))
+    weights[0, 0], weights[1, :2] = 1.0, 0.5
+    for i in range(2, steps + 1):
+        past = [j for j in range(i + 1) if j != i - 1][:order]
+        weights[i, past] = even[i - 1, : len(past)]
+    t, s = (level_at(part, step) for part in steps_of(levels))
+    second = np.arange(steps + 1) == 1
+    on_x = s.alpha / t.alpha
+    point = {"x": np.where(second, 0.0, on_x), "anchor": np.where(second, on_x, 0.0)}
+    point |= named(s.alpha[:, None] * (ratio(s) - ratio(t))[:, None] * weights)
+    return table("plms", rows, read=read, point=point, anchor={"x": ~second, "anchor": second})
+
+
+def deis_2(schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None) -> Sampler:
+    """DEIS of order 2: tAB1, the line through two eps (Zhang & Chen 2023, Eqs. 14-15).
+
+    The polynomial is in the schedule's time, and dk / dt is its weight. Started by DDIM.
+    """
+    return _deis(2, schedule, levels_of(schedule, steps, grid, times))
+
+
+def deis_3(schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None) -> Sampler:
+    """DEIS of order 3: tAB2, the parabola through three eps. See `deis_2`."""
+    return _deis(3, schedule, levels_of(schedule, steps, grid, times))
+
+
+def _deis(order: int, schedule: Schedule, levels: Level) -> Sampler:
+    name = f"deis_{order}"
+    read, (t, s) = reads_eps(name, levels), steps_of(levels)
+    k, logsnr = gauss_legendre(t, s)
+    times = schedule.at(np.clip(logsnr, levels.logsnr[0], None)).time
+    u = times - t.time[:, None]
+    moments = np.stack([(k * u**m).sum(axis=1) for m in range(order)], axis=1)
+    moments[:, 0] = np.diff(ratio(levels))
+    return _table(name, levels, read, quadrature(lags(levels.time, order), moments))
+
+
+def _even(steps: int, order: int) -> Array:
+    """Adams-Bashforth on equal steps, as shares of the step: (steps, order)."""
+    moments = np.broadcast_to(1 / (np.arange(_order(order)) + 1), (steps, order))
+    return quadrature(lags(np.arange(steps + 1.0), order), moments)
+
+
+def _table(name: str, levels: Level, read: tuple[Array, Array], weights: Array) -> Sampler:
+    t, s = steps_of(levels)
+    point = {"x": s.alpha / t.alpha, **named(s.alpha[:, None] * weights)}
+    return table(name, levels, read=read, point=point)
+
+
+def _order(order: int) -> int:
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"order must be 1, 2, 3 or 4, but is {order}")
+    return order

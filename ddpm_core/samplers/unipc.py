@@ -1,0 +1,148 @@
+"""UniPC (Zhao et al. 2023) and SA-Solver (Xue et al. 2023): predictors and correctors in log-SNR.
+
+One network call a step: the reading at the predicted point first corrects the step that led there,
+then predicts the next one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ddpm_core._typing import Array
+from ddpm_core.grids import Grid, trailing
+from ddpm_core.levels import Level, steps_of
+from ddpm_core.samplers.multistep import exponential, half_log_snr_steps, lags, named, scale_sde
+from ddpm_core.samplers.table import Sampler, levels_of, table
+from ddpm_core.schedules import Schedule
+
+
+def unipc_1(
+    schedule: Schedule,
+    steps: int,
+    *,
+    corrector: bool = True,
+    b: str = "bh2",
+    grid: Grid = trailing,
+    times: Any = None,
+) -> Sampler:
+    """UniPC-1, of order 2 with its corrector, which is DDIM without it. See `unipc_2`."""
+    return _unipc(1, levels_of(schedule, steps, grid, times), corrector, b)
+
+
+def unipc_2(
+    schedule: Schedule,
+    steps: int,
+    *,
+    corrector: bool = True,
+    b: str = "bh2",
+    grid: Grid = trailing,
+    times: Any = None,
+) -> Sampler:
+    """UniPC-2, which reads x_0; of order 3 with its corrector, 2 without (Zhao et al. 2023).
+
+    Predictor: x_s = (σ_s / σ_t) x_t - α_s ((e^{-h} - 1) m_0 + B(h) Σ_j ρ_j (m_j - m_0) / r_j),
+    r_j = -(h_1 + .. + h_j) / h, over past readings. Corrector: the same with the reading at x_s
+    among them, r = 1. The ρ match the moments of the exponential weight, so that B matters only
+    where there is one difference, whose ρ is 1/2 as in the paper (section 3.4).
+
+    corrector: False is UniP alone; UniP-2 is DPM-Solver++(2M)
+    b: B(h), "bh1" for -h or "bh2" for e^{-h} - 1
+    """
+    return _unipc(2, levels_of(schedule, steps, grid, times), corrector, b)
+
+
+def unipc_3(
+    schedule: Schedule,
+    steps: int,
+    *,
+    corrector: bool = True,
+    b: str = "bh2",
+    grid: Grid = trailing,
+    times: Any = None,
+) -> Sampler:
+    """UniPC-3, of order 4 with its corrector, 3 without. See `unipc_2`.
+
+    UniP-3 is DPM-Solver++(3M), as corrected here.
+    """
+    return _unipc(3, levels_of(schedule, steps, grid, times), corrector, b)
+
+
+def sa_solver(
+    schedule: Schedule,
+    steps: int,
+    noise: Any = 1.0,
+    *,
+    predictor: int = 3,
+    corrector: int = 3,
+    grid: Grid = trailing,
+    times: Any = None,
+) -> Sampler:
+    """SA-Solver, stochastic Adams in log-SNR, which reads x_0 (Xue et al. 2023, Algorithm 1).
+
+    x_s = (σ_s / σ_t) e^{-τ² h} x_t + α_s ∫ (1 + τ²) e^{-(1 + τ²) (h - u)} x_0 du
+          + σ_s sqrt(1 - e^{-2 τ² h}) z
+
+    with the polynomial through readings in place of x_0, integrated exactly. A step's predictor and
+    corrector share its z.
+
+    noise: τ, a number or one per step (steps,); 0 is the probability flow, 1 the reverse SDE
+    predictor: past readings that the predictor uses
+    corrector: past readings that the corrector uses besides the new one; 0 is no corrector
+    """
+    for name, value, least in (("predictor", predictor, 1), ("corrector", corrector, 0)):
+        if not hasattr(value, "__index__") or value < least:
+            raise ValueError(f"{name} must be an integer of at least {least}, but is {value}")
+    levels = levels_of(schedule, steps, grid, times)
+    tau = np.asarray(noise, dtype=np.float64)
+    if tau.shape not in ((), (steps,)) or not np.all((tau >= 0) & np.isfinite(tau)):
+        raise ValueError(f"noise must be at least 0, a number or one per step, but is {noise}")
+    tau = np.broadcast_to(tau, (steps,))
+    return _predictor_corrector("sa_solver", levels, predictor, corrector, tau)
+
+
+def _unipc(order: int, levels: Level, corrector: bool, b: str) -> Sampler:
+    if b not in ("bh1", "bh2"):
+        raise ValueError(f"b must be bh1 or bh2, but is {b!r}")
+    h = half_log_snr_steps(levels)
+    lead = h if b == "bh1" else -np.expm1(-h)
+    past = order if corrector else 0
+    return _predictor_corrector(f"unipc_{order}", levels, order, past, 0.0, lead)
+
+
+def _predictor_corrector(
+    name: str,
+    levels: Level,
+    predictor: int,
+    corrector: int,
+    tau: Array | float,
+    lead: Array | None = None,
+) -> Sampler:
+    """The point is what was predicted; the anchor is that step without its readings.
+
+    corrected = anchor + (readings of the last step's corrector)
+    anchor <- on_x corrected + on_z z,   point <- anchor + (readings of this step's predictor)
+    """
+    _, s = steps_of(levels)
+    h, rate = half_log_snr_steps(levels), 1 + np.square(tau)
+    on_x, on_z = scale_sde(levels, tau)
+    past = lags(levels.logsnr / 2, max(predictor, corrector))
+    predicted = s.alpha[:, None] * exponential(h, past[:, :predictor], rate, lead)
+
+    columns = max(predictor, corrector + 1)
+    corrected = np.zeros((len(h), 2 + columns))  # over (x, anchor, m0, m1, ...)
+    corrected[:, 0] = 1.0
+    if corrector and len(h) > 1:
+        nodes = np.concatenate([h[:, None], past[:, :corrector]], axis=1)
+        weights = (s.alpha[:, None] * exponential(h, nodes, rate, lead))[:-1]
+        new = np.zeros((len(h) - 1, 2 + columns))
+        new[:, 1], new[:, 2 : 3 + corrector] = 1.0, weights
+        corrected[1:] = np.where(np.isfinite(h[:-1, None]), new, corrected[1:])
+
+    anchor = {"x": on_x * corrected[:, 0], "anchor": on_x * corrected[:, 1], "z": on_z}
+    anchor |= named(on_x[:, None] * corrected[:, 2:])
+    point = dict(anchor)
+    for m, weight in named(predicted).items():
+        point[m] = point[m] + weight
+    return table(name, levels, point=point, anchor=anchor)

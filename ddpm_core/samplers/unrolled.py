@@ -1,0 +1,85 @@
+"""A sampler unrolled: each point as a linear combination of x_T, the readings and the noises."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ddpm_core._typing import Array
+from ddpm_core.levels import Level, level_at
+from ddpm_core.parameterisations import Parameterisation, reading, x0
+
+
+@dataclass(frozen=True, eq=False)
+class Unrolled:
+    """What a sampler computes, whatever its memory, its coordinates and its code look like.
+
+    point_i = x[i] x_T + Σ_{j < i} y[i, j] x̂_0(point_j, levels[j]) + Σ_{j < i} z[i, j] z_j
+
+    levels: (n + 1,), of each point; the last is where the sampler ends
+    x: (n + 1,), y, z: (n + 1, n)
+
+    Two samplers are the same exactly if these are equal.
+    """
+
+    levels: Level
+    x: Array
+    y: Array
+    z: Array
+
+    def __post_init__(self) -> None:
+        n = len(self.levels.sigma) - 1
+        for name, shape in (("x", (n + 1,)), ("y", (n + 1, n)), ("z", (n + 1, n))):
+            if getattr(self, name).shape != shape:
+                raise ValueError(
+                    f"{name} has shape {getattr(self, name).shape}, but {n + 1} levels need {shape}"
+                )
+        ahead = np.triu(np.abs(self.y) + np.abs(self.z))
+        if ahead.any():
+            i, j = np.argwhere(ahead)[0]
+            raise ValueError(f"point {i} depends on reading or noise {j}, which comes after it")
+
+    @property
+    def nfe(self) -> int:
+        """The number of network calls."""
+        return len(self.x) - 1
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether any point depends on noise."""
+        return bool(self.z.any())
+
+
+def from_step(
+    step: Callable[[int, Any, Any, Any], Any],
+    levels: Level,
+    predicts: Parameterisation = x0,
+    *,
+    asarray: Callable[[Array], Any] = np.asarray,
+    to_numpy: Callable[[Any], Array] = np.asarray,
+) -> Unrolled:
+    """What a foreign solver computes, found by probing it with basis vectors.
+
+    step: (i, x, y, z) -> the next x; x, y, z are (1 + 2 n,), y the network's output and z the
+        standard normal draw of call i. Called with i = 0 .. n - 1, once and in order, so that it
+        may keep a state
+    levels: (n + 1,) of the host, where the network is called, and last where the solver ends
+    predicts: what the step takes y for
+    asarray, to_numpy: to and from the solver's library, in float64
+
+    What is not linear, such as a clip or a threshold, must be off.
+    """
+    n = len(levels.sigma) - 1
+    basis = np.eye(1 + 2 * n)
+    points = [basis[0]]
+    for i in range(n):
+        t = level_at(levels, i)
+        on_x_t, on_y = reading(predicts, x0, t)
+        y = (basis[1 + i] - on_x_t * points[-1]) / on_y
+        found = step(i, *map(asarray, (points[-1], y, basis[1 + n + i])))
+        points.append(np.asarray(to_numpy(found), dtype=np.float64))
+    table = np.stack(points)
+    return Unrolled(levels, table[:, 0], table[:, 1 : 1 + n], table[:, 1 + n :])
