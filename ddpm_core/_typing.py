@@ -11,5 +11,7 @@ Array: TypeAlias = Any
 
 #: An array, or a Python float on the host.
 Scalar: TypeAlias = Any
+#: (c, x), (c, x), ... -> Σ c x, a new array; x of one shape, c a coefficient.
+Lincomb: TypeAlias = Callable[..., Array]
 #: (step, shape) -> standard normal; different steps are independent.
 Noise: TypeAlias = Callable[[int, tuple[int, ...]], Array]

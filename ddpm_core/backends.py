@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ddpm_core._typing import Array
+from ddpm_core._typing import Array, Scalar
+from ddpm_core.levels import combine
 from ddpm_core.nn import Ops, UNetConfig, unet
 
 if TYPE_CHECKING:
@@ -49,6 +50,13 @@ class Backend:
         Reproducible for one library, device and batch; `portable_noise` is for all of them.
         """
         raise NotImplementedError
+
+    def lincomb(self, *terms: tuple[Scalar, Array]) -> Array:
+        """Σ c x of terms (c, x) of one shape and dtype, as `advance` asks for it: a new array.
+
+        c: a Python float, or an array of shape () or (B,)
+        """
+        return combine(*terms)
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """The function, compiled if this library does that."""

@@ -7,7 +7,7 @@ sigma are ways to make one (see `schedules`); every formula of the library is be
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace, is_numpy_array, is_numpy_namespace
@@ -110,6 +110,11 @@ def fit(c: Scalar, x: Array) -> Scalar:
             f"a level has one value, or one value per sample"
         )
     return xp.reshape(c, (-1,) + (1,) * (x.ndim - 1))
+
+
+def is_number(c: Scalar) -> bool:
+    """Whether a coefficient is a number of the host."""
+    return isinstance(c, (int, float))
 
 
 def combine(*terms: tuple[Scalar, Array]) -> Array:
@@ -222,9 +227,17 @@ def astype(xp: Any, x: Array, dtype: Any) -> Array:
     return x if x.dtype == dtype else xp.astype(x, dtype)  # MLX's has no copy=False
 
 
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype is float16 or bfloat16, in which no sum of products is taken."""
+    # Not by finfo, which takes longer than a sum of small arrays; MLX has `size`, and
+    # array_api_strict, without half precision, neither.
+    size = getattr(dtype, "itemsize", None)
+    return (getattr(dtype, "size", 4) if size is None else size) < 4
+
+
 def widen(xp: Any, x: Array) -> Array:
-    """x, in float32 if it is float16 or bfloat16, in which no sum of products is taken."""
-    return xp.astype(x, xp.float32) if cast(float, xp.finfo(x.dtype).bits) < 32 else x
+    """x, in float32 if it is in half precision."""
+    return xp.astype(x, xp.float32) if is_half(x.dtype) else x
 
 
 def _kind(a: Any) -> str:

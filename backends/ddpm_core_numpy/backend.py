@@ -13,6 +13,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from ddpm_core.backends import Backend
+from ddpm_core.levels import fit
 from ddpm_core.nn import Ops
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -134,6 +135,18 @@ class NumPy(Backend):
         self.device = "cpu"
         self.dtype = np.dtype(dtype)
         self.ops = NumPyOps()
+
+    def lincomb(self, *terms: tuple[Any, Array]) -> Array:
+        total = product = None
+        for c, x in terms:
+            if isinstance(c, float) and c == 0.0:
+                continue
+            if total is None:
+                total = np.multiply(fit(c, x), x)
+            else:
+                product = np.multiply(fit(c, x), x, out=product)
+                total += product
+        return np.zeros_like(terms[0][1]) if total is None else total
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
         def normal(step: int, shape: tuple[int, ...]) -> Array:

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_core.backends import Backend
+from ddpm_core.levels import fit
 from ddpm_core.nn import Ops, UNetConfig
 
 
@@ -90,6 +91,20 @@ class Torch(Backend):
             return torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
 
         return normal
+
+    def lincomb(self, *terms: tuple[Any, Tensor]) -> Tensor:
+        total = None
+        for c, x in terms:
+            number = isinstance(c, float)
+            if number and c == 0.0:
+                continue
+            if total is None:
+                total = x.mul(c if number else fit(c, x))
+            elif number:
+                total.add_(x, alpha=c)  # the product and the sum in one pass
+            else:
+                total.addcmul_(fit(c, x), x)
+        return torch.zeros_like(terms[0][1]) if total is None else total
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(f)

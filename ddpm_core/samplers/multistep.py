@@ -69,8 +69,9 @@ def exponential(h: Array, nodes: Array, rate: Array | float, lead: Array | None 
     """
     far = np.isinf(h)
     order = nodes.shape[1]
-    nodes = np.where(far[:, None] & (np.arange(order) > 0), np.nan, nodes)
-    finite = np.where(far, np.ones_like(h), h)
+    nodes = np.array(nodes)
+    nodes[far, 1:] = np.nan
+    finite = np.where(far, 1.0, h)
     moments = [np.where(far, 1.0, -np.expm1(-rate * finite))]
     for m in range(1, order):  # by parts
         moments.append(finite**m - m / rate * moments[-1])

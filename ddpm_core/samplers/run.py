@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ddpm_core._typing import Array, Noise
+from ddpm_core._typing import Array, Lincomb, Noise
 from ddpm_core.denoisers import Denoiser
-from ddpm_core.levels import Level, check_pair, level_at
+from ddpm_core.levels import Level, check_pair, combine, level_at
 from ddpm_core.reverse import Reverse
 from ddpm_core.samplers.table import Row, Sampler, advance
 
@@ -33,6 +33,7 @@ def trajectory(
     x: Array,
     noise: Noise | None = None,
     *,
+    lincomb: Lincomb = combine,
     progress: Callable[[list[Row]], Iterable[Row]] = iter,
     **cond: Any,
 ) -> Iterator[Step]:
@@ -48,14 +49,16 @@ def trajectory(
     if sampler.stochastic and noise is None:
         raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
     state = sampler.start(x)
-    for i, row in enumerate(progress(sampler.rows()), start=1):
+    rows, shape = sampler.rows(), tuple(x.shape)
+    end = Level(*(float(field[-1]) for field in sampler.levels))
+    levels = [*(row.level for row in rows[1:]), end]
+    for i, row in enumerate(progress(rows), start=1):
         x_0 = denoise(state.point, row.level, **cond)
         z = None
         if noise is not None and (row.point[-1] != 0 or row.anchor[-1] != 0):
-            z = noise(i, tuple(x.shape))
-        state = advance(row, state, x_0, z)
-        level = Level(*(float(field[i]) for field in sampler.levels))
-        yield Step(i, level, state.point, x_0)
+            z = noise(i, shape)
+        state = advance(row, state, x_0, z, lincomb=lincomb)
+        yield Step(i, levels[i - 1], state.point, x_0)
 
 
 def sample(
@@ -64,6 +67,7 @@ def sample(
     x: Array,
     noise: Noise | None = None,
     *,
+    lincomb: Lincomb = combine,
     progress: Callable[[list[Row]], Iterable[Row]] = iter,
     **cond: Any,
 ) -> Array:
@@ -71,12 +75,13 @@ def sample(
 
     x: (B, *D), standard normal, or a draw of q at the sampler's first level
     noise: (step, shape) -> standard normal, for samplers that take noise; called with steps from 1
+    lincomb: a `Backend`'s, to be faster than plain operators
     progress: wraps the rows, as a progress bar does
     cond: passed to the denoiser, such as y
 
     The result has the library, device and dtype of x, and x is not changed.
     """
-    for step in trajectory(denoise, sampler, x, noise, progress=progress, **cond):
+    for step in trajectory(denoise, sampler, x, noise, lincomb=lincomb, progress=progress, **cond):
         x = step.x
     return x
 

@@ -7,16 +7,16 @@ executes it (`advance`) knows nothing of any paper.
 
 from __future__ import annotations
 
-import dataclasses
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace
 
-from ddpm_core._typing import Array, Scalar
+from ddpm_core._typing import Array, Lincomb, Scalar
 from ddpm_core.grids import Grid, check_steps, trailing
-from ddpm_core.levels import Level, astype, combine, level_at, same_shape, widen
+from ddpm_core.levels import Level, astype, combine, is_half, is_number, level_at, same_shape
 from ddpm_core.parameterisations import Parameterisation, reading, x0
 from ddpm_core.samplers.unrolled import Unrolled
 from ddpm_core.schedules import Schedule
@@ -100,13 +100,13 @@ class Sampler:
 
     def rows(self) -> list[Row]:
         """The table as Python floats: for loops on the host, where nothing is uploaded."""
-        return [
-            Row(
-                Level(*(float(field[i]) for field in self.levels)),
-                *(tuple(table[i].tolist()) for table in (self.read, self.point, self.anchor)),
-            )
-            for i in range(self.nfe)
-        ]
+        return list(self._rows)
+
+    @cached_property
+    def _rows(self) -> tuple[Row, ...]:
+        levels = zip(*(list(map(float, field[:-1])) for field in self.levels), strict=True)
+        tables = (map(tuple, table.tolist()) for table in (self.read, self.point, self.anchor))
+        return tuple(Row(Level(*level), *row) for level, *row in zip(levels, *tables, strict=True))
 
     def rows_as(self, xp: Any, dtype: Any, device: Any = None) -> Row:
         """The table as arrays whose first axis is the row: for `lax.scan`, CUDA graphs, export."""
@@ -123,12 +123,21 @@ class Sampler:
     def given(self, predicts: Parameterisation) -> Sampler:
         """The same sampler for the raw output of a network that predicts this target.
 
-        For a loop of your own; `sample` with a `Predictor` needs no such step.
+        For a loop of your own, or `sample` with (x_t, level) -> that output; with a `Predictor` it
+        needs no such step.
         """
         t = level_at(self.levels, slice(None, -1))
         on_x_t, on_y = reading(predicts, x0, t)
-        u, v = self.read[:, 0], self.read[:, 1]
-        return dataclasses.replace(self, read=np.stack([u + v * on_x_t, v * on_y], axis=-1))
+        u, v = self.read.T
+        u, v = u + v * on_x_t, v * on_y
+        if self.point.shape[-1] > 4:
+            return replace(self, read=np.stack([u, v], axis=-1))
+        # Nothing is remembered: u point + v y need not be made on the way.
+        point, anchor = (
+            np.stack([on_x + m * u, on_anchor, m * v, z], axis=-1)
+            for on_x, on_anchor, m, z in (self.point.T, self.anchor.T)
+        )
+        return replace(self, read=_as_it_comes(len(u)), point=point, anchor=anchor)
 
     def unroll(self) -> Unrolled:
         """Each point as a combination of x_T, what the denoiser said, and the noises."""
@@ -143,39 +152,60 @@ class Sampler:
         return Unrolled(self.levels, table[:, 0], table[:, 1 : 1 + n], table[:, 1 + n :])
 
 
-def advance(row: Row, state: State, y: Array, z: Array | None = None) -> State:
+def advance(
+    row: Row, state: State, y: Array, z: Array | None = None, *, lincomb: Lincomb = combine
+) -> State:
     """The state after a row. Pure: traces under jit, and changes none of its arguments.
 
     row: of the sampler; Python floats, arrays (), or arrays (B,)
     y: (B, *D), the network's output at (state.point, row.level)
     z: (B, *D), fresh standard normal, where the row takes noise
+    lincomb: a `Backend`'s, to be faster than plain operators
 
     Half-precision states are combined in float32 and cast back.
     """
-    xp = same_shape(x=state.point, y=y, **({} if z is None else {"z": z}))
-    if len(row.point) != 4 + len(state.memory):
+    point, anchor, memory = state
+    if len(row.point) != 4 + len(memory):
         raise ValueError(
             f"a row of {len(row.point)} coefficients does not go with a memory of "
-            f"{len(state.memory)}: row and state must be of one sampler"
+            f"{len(memory)}: row and state must be of one sampler"
         )
-    dtype = state.point.dtype
-    point, anchor, y, *memory = (
-        widen(xp, a) for a in (state.point, state.anchor, y, *state.memory)
-    )
-    m_0 = combine((row.read[0], point), (row.read[1], y))
+    host = is_number(row.point[-1])
+    if z is None and host and (row.point[-1] != 0 or row.anchor[-1] != 0):
+        raise ValueError("this row takes noise: pass z, or noise to sample")
+
+    dtype, half = point.dtype, is_half(point.dtype)
+    if half or not (_alike(y, point) and (z is None or _alike(z, point))):
+        xp = same_shape(x=point, y=y, **({} if z is None else {"z": z}))
+        wide = xp.float32 if half else dtype
+        point, anchor, y, *memory = (astype(xp, a, wide) for a in (point, anchor, y, *memory))
+        z = None if z is None else astype(xp, z, wide)
+
+    u, v = row.read
+    m_0 = y if host and u == 0 and v == 1 else lincomb((u, point), (v, y))
     terms = [point, anchor, m_0, *memory]
-    if z is None:
-        for c in (row.point[-1], row.anchor[-1]):
-            if isinstance(c, (int, float)) and c != 0:
-                raise ValueError("this row takes noise: pass z, or noise to sample")
+    if z is not None:
+        terms.append(z)
+    new_point = lincomb(*zip(row.point, terms, strict=False))
+    # Mostly the anchor stays what it is, or becomes x: nothing to compute.
+    if host and row.anchor.count(0) == len(row.anchor) - 1 and 1 in row.anchor:
+        new_anchor = terms[row.anchor.index(1)]
     else:
-        terms.append(widen(xp, z))
+        new_anchor = lincomb(*zip(row.anchor, terms, strict=False))
+    kept = (m_0, *memory)[: len(memory)]
+    if half:
+        xp = array_namespace(new_point)
+        new_point, new_anchor, *kept = (xp.astype(a, dtype) for a in (new_point, new_anchor, *kept))
+    return State(new_point, new_anchor, tuple(kept))
 
-    def combined(coefficients: tuple[Scalar, ...]) -> Array:
-        return astype(xp, combine(*zip(coefficients, terms, strict=False)), dtype)
 
-    kept = (astype(xp, m_0, dtype), *state.memory)[: len(state.memory)]
-    return State(combined(row.point), combined(row.anchor), kept)
+def _alike(a: Array, x: Array) -> bool:
+    return type(a) is type(x) and a.dtype == x.dtype and a.shape == x.shape
+
+
+def _as_it_comes(n: int) -> Array:
+    """The reading (0, 1) of n rows."""
+    return np.tile([0.0, 1.0], (n, 1))
 
 
 def levels_of(schedule: Schedule, steps: int, grid: Grid = trailing, times: Any = None) -> Level:
@@ -231,8 +261,8 @@ def table(
             [np.broadcast_to(np.asarray(columns.get(c, 0.0), np.float64), (n,)) for c in order], -1
         )
 
-    u, v = (np.zeros(n), np.ones(n)) if read is None else read
-    read_table, point_table, anchor_table = np.stack([u, v], -1), stack(point), stack(anchor)
+    read_table = _as_it_comes(n) if read is None else np.stack(read, axis=-1)
+    point_table, anchor_table = stack(point), stack(anchor)
     if levels.sigma[-1] == 0:
         read_table[-1] = 0.0, 1.0
         point_table[-1] = [c == "m0" for c in order]
