@@ -96,7 +96,8 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
 
     def times(first: Level, last: Level, share: Array) -> Array:
         a, b = (np.exp(-t.logsnr / (2 * rho)) for t in (first, last))  # k = exp(-log-SNR / 2)
-        return schedule.at(-2 * rho * np.log(a + (b - a) * share)).time
+        logsnr = -2 * rho * np.log(a + (b - a) * share)
+        return schedule.at(np.clip(logsnr, first.logsnr, last.logsnr)).time  # no rounding past
 
     return _noisy(schedule, steps, times)
 

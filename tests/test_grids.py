@@ -4,8 +4,23 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from ddpm_core import VP, LinearLogSNR, leading, linear, linspace, trailing
+from ddpm_core import (
+    VP,
+    Discrete,
+    LinearLogSNR,
+    karras,
+    leading,
+    linear,
+    linspace,
+    log_snr,
+    trailing,
+    zero_terminal_snr,
+)
+from ddpm_core.grids import quadratic
+from ddpm_core.testing import strategies
 
 #: (schedule, every number of steps): all small ones, and the T of the papers.
 ALL = [(linear(T, rescale=False), range(1, T + 1)) for T in [*range(1, 41), 97, 1000]]
@@ -127,3 +142,85 @@ def test_no_steps_of_continuous_time(steps):
     """A continuous schedule has at least one step, too."""
     with pytest.raises(ValueError, match=f"an integer of at least 1, but is {steps}"):
         trailing(VP(), steps)
+
+
+# Fractional grids. ------------------------------------------------------------------------------
+
+FRACTIONAL = [quadratic, karras, log_snr]
+fractional = pytest.mark.parametrize("grid", FRACTIONAL)
+
+
+@fractional
+def test_fractional_grids_fall_strictly_from_the_noisiest_to_clean_data(grid):
+    """steps + 1 times from T through ... > 1 to 0, for every (T, steps) with T above 1."""
+    for schedule, counts in ALL:
+        for steps in counts if schedule.T > 1 else [1]:
+            times = grid(schedule, steps)
+            assert times.shape == (steps + 1,)
+            assert times.dtype == np.float64
+            assert np.all(np.diff(times) < 0)
+            assert (times[0], times[-1]) == (schedule.T, 0)
+            assert steps == 1 or times[-2] == 1
+
+
+@fractional
+@given(schedule=strategies.schedules(60), steps=st.integers(1, 300))
+def test_fractional_grids_on_any_schedule(grid, schedule, steps):
+    """More steps than T, continuous times, a clean end that has noise: the same properties."""
+    if isinstance(schedule, Discrete) and schedule.T == 1 and steps > 1:
+        with pytest.raises(ValueError, match=r"steps are too many: .* between 1 and 1"):
+            grid(schedule, steps)
+        return
+    times = grid(schedule, steps)
+    clean, noisiest = schedule.ends
+    assert times.shape == (steps + 1,)
+    assert np.all(np.diff(times) < 0)
+    assert (times[0], times[-1]) == (noisiest, clean)
+    assert np.all(np.diff(schedule(times).logsnr) > 0)  # the levels of `levels_of`
+
+
+@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR()])
+def test_fractional_grids_are_even_in_their_coordinate(schedule):
+    """sqrt(t), k^(1/ρ) and log-SNR have equal steps, down to the last noisy time."""
+    k = lambda level, rho: (level.sigma / level.alpha) ** (1 / rho)
+    last = {"Discrete": 1.0, "VP": 1e-3, "LinearLogSNR": 0.0}[type(schedule).__name__]
+    for steps in (2, 5, 40):
+        for grid, coordinate in [
+            (quadratic, lambda t: np.sqrt(t.time - last)),
+            (log_snr, lambda t: t.logsnr),
+            (karras, lambda t: k(t, 7)),
+            (lambda *a: karras(*a, rho=2.5), lambda t: k(t, 2.5)),
+        ]:
+            times = grid(schedule, steps)
+            noisy = times if last == 0 else times[:-1]
+            assert noisy[-1] == last
+            found = coordinate(schedule(noisy))
+            even = np.linspace(found[0], found[-1], len(noisy))
+            np.testing.assert_allclose(found, even, rtol=1e-9, atol=1e-9 * np.abs(even).max())
+
+
+def test_karras_is_equation_5():
+    """EDM's sigmas from 80 to 0.002 of rho = 7, through a schedule with those ends."""
+    schedule = LinearLogSNR(-2 * np.log(0.002), -2 * np.log(80.0))
+    levels = schedule(karras(schedule, 17))
+    i = np.arange(18)
+    expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+    np.testing.assert_allclose(levels.sigma / levels.alpha, expected, rtol=1e-12)
+
+
+def test_no_log_snr_without_data():
+    """At alpha = 0 k is infinite: an error that says so; quadratic does without."""
+    schedule = zero_terminal_snr(linear())
+    for grid in (karras, log_snr):
+        with pytest.raises(ValueError, match=rf"{grid.__name__} needs a finite log-SNR"):
+            grid(schedule, 10)
+    assert quadratic(schedule, 10)[0] == 1000
+    with pytest.raises(ValueError, match="rho must be above 0, but is 0"):
+        karras(linear(), 10, rho=0)
+
+
+@fractional
+def test_fractional_grids_need_steps(grid):
+    for steps in (0, 2.5):
+        with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
+            grid(linear(), steps)

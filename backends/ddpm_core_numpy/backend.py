@@ -139,12 +139,13 @@ class NumPy(Backend):
     def lincomb(self, *terms: tuple[Any, Array]) -> Array:
         total = product = None
         for c, x in terms:
+            c = fit(c, x)
             if isinstance(c, float) and c == 0.0:
                 continue
             if total is None:
-                total = np.multiply(fit(c, x), x)
+                total = np.multiply(c, x)
             else:
-                product = np.multiply(fit(c, x), x, out=product)
+                product = np.multiply(c, x, out=product)
                 total += product
         return np.zeros_like(terms[0][1]) if total is None else total
 

@@ -95,15 +95,16 @@ class Torch(Backend):
     def lincomb(self, *terms: tuple[Any, Tensor]) -> Tensor:
         total = None
         for c, x in terms:
+            c = fit(c, x)
             number = isinstance(c, float)
             if number and c == 0.0:
                 continue
             if total is None:
-                total = x.mul(c if number else fit(c, x))
+                total = x.mul(c)
             elif number:
                 total.add_(x, alpha=c)  # the product and the sum in one pass
             else:
-                total.addcmul_(fit(c, x), x)
+                total.addcmul_(c, x)
         return torch.zeros_like(terms[0][1]) if total is None else total
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:

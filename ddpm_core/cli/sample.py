@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
+from ddpm_core import samplers
 from ddpm_core._typing import Array
 from ddpm_core.backends import Backend, backend
 from ddpm_core.cli import pictures
@@ -17,9 +18,17 @@ from ddpm_core.cli.models import open_model
 from ddpm_core.denoisers import clip
 from ddpm_core.nn.checkpoints import Checkpoint
 from ddpm_core.noise import portable_noise
-from ddpm_core.samplers import Sampler, ancestral, ddim, dpmpp_2m, trajectory
+from ddpm_core.samplers import Sampler, trajectory
 
-SAMPLERS = {f.__name__: f for f in (dpmpp_2m, ddim, ancestral)}
+_NAMES = """
+    dpmpp_2m dpmpp_3m dpmpp_2s unipc_1 unipc_2 unipc_3 ddim euler heun midpoint lms plms ipndm
+    deis_1 deis_2 deis_3 dpm_solver_1 dpm_solver_2 dpm_solver_3 dpm_solver_2m dpm_solver_3m
+    ancestral euler_ancestral sde_dpmpp_1 sde_dpmpp_2m sde_dpmpp_3m sa_solver er_sde
+    edm_stochastic restart
+"""
+
+#: Every solver that goes from noise to data, the default first.
+SAMPLERS = {name: getattr(samplers, name) for name in _NAMES.split()}
 
 
 def sample(
@@ -36,7 +45,9 @@ def sample(
         ),
     ] = None,
     sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "dpmpp_2m",
-    steps: Annotated[int, typer.Option(help="Solver steps; each calls the network once.")] = 20,
+    steps: Annotated[
+        int, typer.Option(help="Steps of the sampler; most samplers call the network once a step.")
+    ] = 20,
     seed: Annotated[
         int, typer.Option(help="The same seed gives the same picture on every backend.")
     ] = 0,
@@ -71,7 +82,10 @@ def sample(
     if gif is not None:
         pictures.write_gif(gif, [pictures.grid(x, columns) for x in frames], scale)
         written += f" and {gif}"
-    typer.echo(f"{written}: {rows * columns} images of {model}, {sampler}, {steps} steps.")
+    typer.echo(
+        f"{written}: {rows * columns} images of {model}, {sampler}, {steps} steps, "
+        f"{solver.nfe} network calls."
+    )
 
 
 def draw(
@@ -109,7 +123,9 @@ def draw(
 
             cond = {} if y is None else {"y": on.asarray(y[ids], on.xp.int64)}
             x = eps(0, (len(ids), *shape))
-            states = trajectory(denoise, solver, x, eps, progress=counted, **cond)
+            states = trajectory(
+                denoise, solver, x, eps, lincomb=on.lincomb, progress=counted, **cond
+            )
             parts.append([on.to_numpy(x), *(on.to_numpy(state.x) for state in states)])
     return [np.concatenate(states) for states in zip(*parts, strict=True)]
 

@@ -175,14 +175,15 @@ def _single_step(
     h = half_log_snr_steps(levels)
     short = np.isinf(h)  # these steps have one stage
     shares = (0.0, *between, 1.0)
-    looks = [t, *(schedule.at(t.logsnr + 2 * r * np.where(short, 0.0, h)) for r in between)]
+    step = np.where(short, 0.0, h)
+    looks = [t, *(schedule.at(t.logsnr + 2 * r * step) for r in between)]
     stages: list[dict[str, Array]] = []
     for j in range(len(looks)):
         end = s
         if j + 1 < len(looks):
             end = Level(*(np.where(short, *pair) for pair in zip(s, looks[j + 1], strict=True)))
         run = h * np.where(short, 1.0, shares[j + 1])
-        nodes = np.stack([shares[j] * h, np.zeros_like(h)][min(j, 1) - 1 :], axis=1)
+        nodes = np.stack([shares[j] * step, np.zeros_like(h)][min(j, 1) - 1 :], axis=1)
         on_m = exponential(run, nodes, rate, -np.expm1(-rate * run) if halved else None)
         on_x, scale = end.sigma / t.sigma, end.alpha
         if rate < 0:
