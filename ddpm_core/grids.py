@@ -103,7 +103,7 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
 
 
 def log_snr(schedule: Schedule, steps: int) -> Array:
-    """Evenly spaced in log-SNR (Lu et al. 2022, DPM-Solver, section 3.4), then clean data.
+    """Evenly spaced in log-SNR (Lu et al. 2022, DPM-Solver), then clean data.
 
     ValueError where alpha = 0 at the noisiest time, and log-SNR -inf.
     """

@@ -69,19 +69,19 @@ def plot(found, path: Path) -> None:
     for axis, title in zip(axes, titles, strict=True):
         rows = [row for row in found if (row[0] in names) == (axis is axes[0])]
         for k, (name, _, _, order) in enumerate(rows):
-            style = dict(marker="os^dv<>"[k % 7], color=plt.cm.tab20(k % 20), linewidth=1.2)
+            style = {"marker": "os^dv<>"[k % 7], "color": plt.cm.tab20(k % 20), "linewidth": 1.2}
             axis.loglog(
                 order.steps, order.errors, label=name.split(" = ")[0], markersize=4, **style
             )
         for p in (1, 2, 3, 4) if axis is axes[0] else (1, 2):
-            guide = 0.6 * np.array([20.0, 320.0]) ** -p * 20**p / 20**0
+            guide = 0.6 * np.array([1.0, 16.0]) ** -p
             axis.loglog([20, 320], guide, color="0.8", linewidth=1, zorder=0)
             axis.annotate(f"{p}", (330, guide[1]), color="0.5", fontsize=8)
         axis.set(title=title, xlabel="steps", xticks=STEPS, xticklabels=STEPS)
         axis.minorticks_off()
         axis.grid(alpha=0.2)
-        axis.legend(fontsize=7, frameon=False, loc="lower left")
-    axes[0].set(ylabel="error", ylim=(1e-9, 1))
+        axis.legend(fontsize=7, frameon=False, loc="lower left", ncols=2)
+    axes[0].set(ylabel="error", ylim=(1e-11, 1))
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     plt.close(figure)

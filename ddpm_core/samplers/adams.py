@@ -43,7 +43,7 @@ def lms(
 def ipndm(
     schedule: Schedule, steps: int, order: int = 4, *, grid: Grid = trailing, times: Any = None
 ) -> Sampler:
-    """iPNDM: Adams-Bashforth for equal steps, whatever the grid (Zhang & Chen 2023, Appendix H.2).
+    """iPNDM: Adams-Bashforth for equal steps, whatever the grid (Zhang & Chen 2023, appendix).
 
     eps, (3 eps - eps') / 2, (23 eps - 16 eps' + 5 eps'') / 12, ...; started by its lower orders. On
     a grid that is not even in k it is of order 2 at most.
@@ -56,7 +56,7 @@ def ipndm(
 def plms(
     schedule: Schedule, steps: int, order: int = 4, *, grid: Grid = trailing, times: Any = None
 ) -> Sampler:
-    """PLMS: the coefficients of `ipndm`, started by Heun's method (Liu et al. 2022, Eqs. 11-13).
+    """PLMS: the coefficients of `ipndm`, started by Heun's method (Liu et al. 2022, PNDM).
 
     The first step averages the eps at t and at where DDIM comes from there, and so makes one call
     more: steps + 1 in all, of two steps or more.
@@ -85,7 +85,7 @@ def plms(
 
 
 def deis_2(schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None) -> Sampler:
-    """DEIS of order 2: tAB1, the line through two eps (Zhang & Chen 2023, Eqs. 14-15).
+    """DEIS of order 2: tAB1, the line through two eps (Zhang & Chen 2023).
 
     The polynomial is in the schedule's time, and dk / dt is its weight. Started by DDIM.
     """

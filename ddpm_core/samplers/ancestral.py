@@ -99,9 +99,9 @@ def ddim_inversion(
 euler = ddim
 #: DPM-Solver of order 1 (Lu et al. 2022a, section 4.1).
 dpm_solver_1 = ddim
-#: DEIS of order 1 (Zhang & Chen 2023, Proposition 2).
+#: DEIS of order 1 (Zhang & Chen 2023).
 deis_1 = ddim
 #: Euler's step down to k_s² / k_t, and noise up to k_s (k-diffusion), k = σ / α.
 euler_ancestral = ancestral
-#: SDE-DPM-Solver++ of order 1 (Lu et al. 2022b, section 6).
+#: SDE-DPM-Solver++ of order 1 (Lu et al. 2022b).
 sde_dpmpp_1 = ancestral

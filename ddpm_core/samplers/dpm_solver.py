@@ -1,4 +1,6 @@
-"""DPM-Solver and DPM-Solver++ (Lu et al. 2022a, 2022b): exponential integrators in log-SNR.
+"""DPM-Solver and DPM-Solver++: exponential integrators in log-SNR.
+
+Lu et al. 2022a: DPM-Solver (arXiv 2206.00927); 2022b: DPM-Solver++ (arXiv 2211.01095).
 
 With λ = log(α / σ), half of our log-SNR, and h its rise over a step, the probability flow is
 
@@ -48,7 +50,7 @@ def dpmpp_2m(
 def dpmpp_3m(
     schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None
 ) -> Sampler:
-    """DPM-Solver++(3M), multistep of order 3 (Lu et al. 2022b, Appendix B).
+    """DPM-Solver++(3M), multistep of order 3 (Lu et al. 2022b, appendix).
 
     x_s = (σ_s / σ_t) x_t - α_s (E m_0 - (E / h + 1) D_1 + ((E + h) / h² - 1/2) D_2),
     E = e^{-h} - 1
@@ -64,7 +66,7 @@ def dpmpp_3m(
 def sde_dpmpp_2m(
     schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None
 ) -> Sampler:
-    """SDE-DPM-Solver++(2M), of weak order 2 (Lu et al. 2022b, section 6).
+    """SDE-DPM-Solver++(2M), of weak order 2 (Lu et al. 2022b).
 
     x_s = (σ_s / σ_t) e^{-h} x_t + α_s (1 - e^{-2h}) D + σ_s sqrt(1 - e^{-2h}) z,
     D = m_0 + (h / 2 h_prev) (m_0 - m_1)
@@ -85,7 +87,7 @@ def sde_dpmpp_3m(
 def dpm_solver_2m(
     schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None
 ) -> Sampler:
-    """`dpmpp_2m` that reads eps (Lu et al. 2022b, Appendix B). ValueError at alpha = 0.
+    """`dpmpp_2m` that reads eps (Lu et al. 2022b, appendix). ValueError at alpha = 0.
 
     x_s = (α_s / α_t) x_t - σ_s (e^h - 1) D,   D = m_0 + (h / 2 h_prev) (m_0 - m_1)
     """
@@ -183,7 +185,7 @@ def _single_step(
         if j + 1 < len(looks):
             end = Level(*(np.where(short, *pair) for pair in zip(s, looks[j + 1], strict=True)))
         run = h * np.where(short, 1.0, shares[j + 1])
-        nodes = np.stack([shares[j] * step, np.zeros_like(h)][min(j, 1) - 1 :], axis=1)
+        nodes = np.stack([shares[j] * step, 0 * step] if j else [0 * step], axis=1)
         on_m = exponential(run, nodes, rate, -np.expm1(-rate * run) if halved else None)
         on_x, scale = end.sigma / t.sigma, end.alpha
         if rate < 0:

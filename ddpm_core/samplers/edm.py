@@ -74,15 +74,17 @@ def restart(
     grid: Grid = trailing,
     times: Any = None,
 ) -> Sampler:
-    """Restart: `heun`, which goes back by noise and comes again (Xu et al. 2023, Algorithm 1).
+    """Restart: `heun`, which goes back by noise and comes again (Xu et al. 2023).
 
     repeats: K, how often
     interval: (i, j), i < j: on reaching the j-th time of the grid, noise of variance k_i² - k_j²
-        is added to x / α, and the steps from the i-th time are taken again. By default the last
-        two steps before the one into the grid's end, (steps - 3, steps - 1), or what there is
+        is added to x / α, and the steps from the i-th time are taken again. By default the two
+        steps before the last one, (steps - 3, steps - 1), or of 2 steps the first
     """
     levels = levels_of(schedule, steps, grid, times)
     reads_eps("restart", levels)
+    if interval is None and steps < 2:
+        raise ValueError("restart needs at least 2 steps: nothing is noisier than the first time")
     i, j = (max(0, steps - 3), steps - 1) if interval is None else interval
     if not (0 <= i < j < steps):
         raise ValueError(

@@ -16,7 +16,7 @@ from ddpm_core.schedules import Schedule
 
 
 def er_sde_5(k: Array) -> Array:
-    """φ(k) = k (e^{k^0.3} + 10), the paper's choice (Cui et al. 2023, Table 1, ER SDE 5)."""
+    """φ(k) = k (e^{k^0.3} + 10), the paper's choice (Cui et al. 2023, ER SDE 5)."""
     return k * (np.exp(k**0.3) + 10)
 
 
@@ -29,12 +29,12 @@ def er_sde(
     grid: Grid = trailing,
     times: Any = None,
 ) -> Sampler:
-    """ER-SDE-Solver in k = σ / α, the paper's σ (Cui et al. 2023, Propositions 2 and 3).
+    """ER-SDE-Solver in k = σ / α, the paper's σ (Cui et al. 2023, VP).
 
     x_s / α_s = r x_t / α_t + (1 - r) D + sqrt(k_s² - r² k_t²) z,   r = φ(k_s) / φ(k_t)
 
     with D the mean, under the solver's weight, of the polynomial in k through m_0 and earlier
-    readings: Eqs. 15 and 16 there have its Taylor terms, with plain differences for derivatives.
+    readings. The paper writes it by Taylor terms, and takes plain differences for derivatives.
 
     order: of the solver, 1, 2 or 3 readings
     phi: k -> φ(k), with φ(k) / k not falling; k is the probability flow and k² the reverse SDE

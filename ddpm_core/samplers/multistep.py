@@ -96,7 +96,7 @@ def scale_sde(levels: Level, noise: Array | float) -> tuple[Array, Array]:
 
     x_s = (σ_s / σ_t) e^{-τ² h} x_t + (readings) + σ_s sqrt(1 - e^{-2 τ² h}) z
 
-    τ = 0 is the probability flow, τ = 1 the reverse SDE (Xue et al. 2023, SA-Solver, Eq. 10).
+    τ = 0 is the probability flow, τ = 1 the reverse SDE (Xue et al. 2023, SA-Solver).
     """
     t, s = steps_of(levels)
     h = np.where(np.asarray(noise) == 0, 0.0, half_log_snr_steps(levels))  # 0 inf is nan

@@ -45,7 +45,7 @@ def unipc_2(
     Predictor: x_s = (σ_s / σ_t) x_t - α_s ((e^{-h} - 1) m_0 + B(h) Σ_j ρ_j (m_j - m_0) / r_j),
     r_j = -(h_1 + .. + h_j) / h, over past readings. Corrector: the same with the reading at x_s
     among them, r = 1. The ρ match the moments of the exponential weight, so that B matters only
-    where there is one difference, whose ρ is 1/2 as in the paper (section 3.4).
+    where there is one difference, whose ρ is 1/2 as in the paper.
 
     corrector: False is UniP alone; UniP-2 is DPM-Solver++(2M)
     b: B(h), "bh1" for -h or "bh2" for e^{-h} - 1
