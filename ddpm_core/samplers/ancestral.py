@@ -88,6 +88,11 @@ def ddim_inversion(
         times = grid(schedule, steps + 1)[-2::-1]
     falling = np.asarray(times, dtype=np.float64)[::-1]
     levels = level_at(levels_of(schedule, steps, times=falling), slice(None, None, -1))
+    if levels.sigma[0] == 0:
+        raise ValueError(
+            f"ddim_inversion cannot start at clean data, time {levels.time[0]:g}, where eps is "
+            f"nothing; start at a level with noise, such as the next, which data may stand for"
+        )
     t, s = steps_of(levels)
     on_eps = s.sigma / t.sigma
     return table("ddim_inversion", levels, point={"x": on_eps, "m0": s.alpha - on_eps * t.alpha})

@@ -173,6 +173,8 @@ def _single_step(
     A stage's polynomial is through the readings of the first stage and of the last.
     halved: its first moment is half of h times the zeroth, as in the papers' order 2
     """
+    if rate < 0:
+        reads_eps(name, levels)
     t, s = steps_of(levels)
     h = half_log_snr_steps(levels)
     short = np.isinf(h)  # these steps have one stage

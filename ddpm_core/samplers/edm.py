@@ -26,7 +26,9 @@ def heun(schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = 
 
     The step into clean data is Euler's.
     """
-    return _heun("heun", *steps_of(levels_of(schedule, steps, grid, times)))
+    levels = levels_of(schedule, steps, grid, times)
+    reads_eps("heun", levels)
+    return _heun("heun", *steps_of(levels))
 
 
 def edm_stochastic(

@@ -47,10 +47,16 @@ def er_sde(
     reads_eps("er_sde", levels)
     t, s = steps_of(levels)
     k, run = ratio(levels), np.diff(ratio(levels))
-    r = np.where(k[1:] > 0, phi(k[1:]) / phi(k[:-1]), 0.0)
+    with np.errstate(over="ignore", invalid="ignore"):
+        r = np.where(k[1:] > 0, phi(k[1:]) / phi(k[:-1]), 0.0)
     left = k[1:] ** 2 - (r * k[:-1]) ** 2
-    if not np.all((r > 0) | (k[1:] == 0)) or np.any(left < -1e-12 * k[1:] ** 2):
-        raise ValueError("phi must be positive, and phi(k) / k must not fall as k rises")
+    lost = 1e-14 * k[1:] ** 2
+    if not np.all((r > 0) | (k[1:] == 0)) or np.any(left < -lost):
+        raise ValueError(
+            f"phi must be positive and finite, and phi(k) / k not fall as k rises, for k from "
+            f"{k[-1]:.3g} to {k[0]:.3g}; another phi, or a later time to start at, may do"
+        )
+    left = np.where(left <= lost, 0.0, left)  # a rounding is not noise
     # By parts: ∫ φ_s (φ' / φ²) u^m dk = u_s^m - m φ_s ∫ u^{m-1} / φ dk, from k_t down to k_s.
     weight, logsnr = gauss_legendre(t, s)
     at = np.exp(-logsnr / 2)
@@ -61,5 +67,5 @@ def er_sde(
         moments.append(run**m - m * inner)
     weights = quadrature(lags(k, order), np.stack(moments, axis=1))
     point = {"x": s.alpha / t.alpha * r, **named(s.alpha[:, None] * weights)}
-    point["z"] = s.alpha * np.sqrt(np.maximum(left, 0.0))
+    point["z"] = s.alpha * np.sqrt(left)
     return table("er_sde", levels, point=point)

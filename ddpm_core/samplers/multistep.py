@@ -99,8 +99,8 @@ def scale_sde(levels: Level, noise: Array | float) -> tuple[Array, Array]:
     τ = 0 is the probability flow, τ = 1 the reverse SDE (Xue et al. 2023, SA-Solver).
     """
     t, s = steps_of(levels)
-    h = np.where(np.asarray(noise) == 0, 0.0, half_log_snr_steps(levels))  # 0 inf is nan
-    run = np.square(noise) * h
+    added = np.square(noise)
+    run = added * np.where(added == 0, 0.0, half_log_snr_steps(levels))  # 0 inf is nan
     return s.sigma / t.sigma * np.exp(-run), s.sigma * np.sqrt(-np.expm1(-2 * run))
 
 

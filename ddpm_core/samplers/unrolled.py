@@ -10,7 +10,7 @@ import numpy as np
 
 from ddpm_core._typing import Array
 from ddpm_core.levels import Level, level_at
-from ddpm_core.parameterisations import Parameterisation, reading, x0
+from ddpm_core.parameterisations import Parameterisation, check_readable, reading, x0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +71,10 @@ def from_step(
     asarray, to_numpy: to and from the solver's library, in float64
 
     What is not linear, such as a clip or a threshold, must be off.
+
+    ValueError where a level that is looked at is clean data, or says nothing of x_0.
     """
+    check_readable(predicts, level_at(levels, slice(None, -1)))
     n = len(levels.sigma) - 1
     basis = np.eye(1 + 2 * n)
     points = [basis[0]]

@@ -1,0 +1,190 @@
+"""`unrolled`: what a scheduler of Hugging Face diffusers computes, in numbers."""
+
+from __future__ import annotations
+
+import copy
+import sys
+import warnings
+from collections.abc import Callable, Generator
+from contextlib import ExitStack, contextmanager
+from typing import Any, cast
+from unittest.mock import patch
+
+import numpy as np
+
+from ddpm_core._typing import Array
+from ddpm_core.levels import Level, from_logsnr
+from ddpm_core.parameterisations import Parameterisation, Row, eps, v, x0
+from ddpm_core.samplers.unrolled import Unrolled, from_step
+
+_PREDICTS: dict[str, Parameterisation] = {"epsilon": eps, "sample": x0, "v_prediction": v}
+
+
+def unrolled(
+    scheduler: Any, steps: int | None = None, *, timesteps: Any = None, **step: Any
+) -> Unrolled:
+    """What a variance-preserving or EDM scheduler of diffusers computes, call by call.
+
+    scheduler: is not changed, but made anew from its config; or, without steps and timesteps, taken
+        as it stands, with the float32 tables it has
+    steps, timesteps: of its `set_timesteps`
+    step: of its `step`, such as eta
+
+    In float64, which float32 is for the while in the scheduler's module, with the noise given. x_T
+    is what the network sees first: `init_noise_sigma`, which scales a draw to it, is left out.
+
+    levels: those that it computes with, and last the one where it thinks that it ends; their time
+        is what it tells the network, and one more where it counts clean data as -1
+
+    ValueError for what is not linear, such as clip_sample, and for flow matching.
+    """
+    kind, config = cast(Any, type(scheduler)), scheduler.config
+    for name in ("clip_sample", "thresholding", "use_flow_sigmas", "variance_type"):
+        value = config.get(name)
+        if value and not str(value).startswith("fixed"):
+            raise ValueError(f"{name} must be off, but is {value}")
+    if not hasattr(scheduler, "scale_model_input"):
+        raise ValueError(f"{kind.__name__} is not of a variance-preserving or EDM process")
+    predicts = _predicts(config)
+    with _in_float64(kind) as (torch, draws):
+        made: Any = copy.deepcopy(scheduler)
+        if steps is not None or timesteps is not None:
+            made = kind.from_config(config)
+            custom = {} if timesteps is None else {"timesteps": timesteps}
+            made.set_timesteps(steps, **custom)
+        dry = copy.deepcopy(made)
+        for each in (made, dry):
+            if hasattr(each, "noise_sampler"):
+                each.noise_sampler = _brownian(draws.pop)
+
+        def call(of: Any, i: int, x: Any, y: Any, z: Any) -> Any:
+            draws[:] = [z]
+            of.scale_model_input(x, of.timesteps[i])
+            return of.step(y, of.timesteps[i], x, **step).prev_sample
+
+        levels, scales = _levels(dry, call, predicts, torch.ones(1, 1))
+        return from_step(
+            lambda i, x, y, z: call(made, i, x / scales[i], y, z) * scales[i + 1],
+            levels,
+            predicts,
+            asarray=lambda a: torch.tensor(a)[None],
+            to_numpy=lambda x: x[0].numpy(),
+        )
+
+
+def _predicts(config: Any) -> Parameterisation:
+    name: str = config.get("prediction_type", "v_prediction")  # IPNDM does not say it
+    if name not in _PREDICTS:
+        raise ValueError(f"prediction_type must be one of {', '.join(_PREDICTS)}, but is {name}")
+    if "sigma_data" not in config:
+        return _PREDICTS[name]
+    data, sign = float(config["sigma_data"]), -1.0 if name == "v_prediction" else 1.0
+
+    def preconditioned(t: Level) -> Row:
+        """±F, where x_0 = c_skip x / α + c_out F (Karras et al. 2022, Table 1)."""
+        k = t.sigma / t.alpha
+        norm = np.sqrt(k**2 + data**2)
+        return sign * k / (data * norm), -sign * data / norm
+
+    return preconditioned
+
+
+def _levels(
+    dry: Any, call: Callable[..., Any], predicts: Parameterisation, one: Any
+) -> tuple[Level, Array]:
+    """The levels, and what multiplies the scheduler's x there: from a run on x_0 = 1, eps = 0."""
+    n, counts = len(dry.timesteps), hasattr(dry, "alphas_cumprod")
+    k, scales, alpha = np.zeros(n + 1), np.ones(n + 1), 0.0
+    for i in range(n):
+        seen = float(dry.scale_model_input(one, dry.timesteps[i]))
+        k[i] = _ratio(dry, i, seen)
+        if k[i] == 0:
+            raise ValueError(f"call {i} looks at clean data, where nothing is read")
+        t = _level(k[i], 0.0)
+        scales[i] = 1.0 if seen == 1 else t.alpha
+        x_0 = one * float(predicts(t)[0])
+        alpha = float(call(dry, i, one * (t.alpha / scales[i]), x_0, 0 * one))
+    times = np.append(np.asarray(dry.timesteps, dtype=np.float64) + counts, 0.0)
+    if hasattr(dry, "sigmas") or not counts:
+        k[n] = _ratio(dry, n, 1.0)
+        alpha = 1 / np.sqrt(1 + k[n] ** 2)
+    if counts:
+        abar = np.append(1.0, dry.alphas_cumprod)
+        times[n] = end = int(np.argmin(np.abs(abar - alpha**2)))
+        k[n] = k[n] if hasattr(dry, "sigmas") else np.sqrt((1 - abar[end]) / abar[end])
+    levels = _level(k, times)
+    scales[n] = levels.alpha[n] if scales[0] != 1 else 1.0
+    return levels, scales
+
+
+def _ratio(made: Any, i: int, seen: float) -> float:
+    """σ / α at call i, before which x is scaled by `seen`."""
+    if seen != 1:
+        return float(np.sqrt(seen**-2 - made.config.get("sigma_data", 1.0) ** 2))
+    if hasattr(made, "sigmas"):
+        return float(made.sigmas[i])
+    if not hasattr(made, "alphas_cumprod"):  # IPNDM, whose betas are sigmas
+        return float(made.betas[i] / made.alphas[i])
+    index, abar = int(made.timesteps[i]), made.alphas_cumprod
+    if hasattr(made, "initial_alpha_cumprod"):  # inversion computes with where it comes from
+        index -= made.config.num_train_timesteps // made.num_inference_steps
+        if index < 0:
+            index, abar = 0, made.initial_alpha_cumprod[None]
+    return float(((1 - abar[index]) / abar[index]) ** 0.5)
+
+
+def _level(k: Any, time: Any) -> Level:
+    with np.errstate(divide="ignore"):
+        return from_logsnr(-2 * np.log(k), time)
+
+
+def _brownian(draw: Callable[[], Any]) -> Callable[[Any, Any], Any]:
+    """In place of a BrownianTreeNoiseSampler: each new stretch of the path takes one draw."""
+    path: list[tuple[float, Any]] = []
+
+    def noise(start: Any, end: Any) -> Any:
+        a, b = float(start), float(end)
+        if not path:
+            path.append((a, 0.0))
+        low, at_low = path[-1]
+        if b < low:
+            path.append((b, at_low + np.sqrt(low - b) * draw()))
+        at_a, at_b = (min(path, key=lambda point: abs(point[0] - s))[1] for s in (a, b))
+        return (at_b - at_a) / np.sqrt(a - b)
+
+    return noise
+
+
+class _Wide:
+    """A library whose float32 is float64."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, "float64" if name == "float32" else name)
+
+
+@contextmanager
+def _in_float64(kind: Any) -> Generator[tuple[Any, list[Any]]]:
+    """torch, and a list from which the scheduler takes its noise."""
+    try:
+        import torch
+    except ImportError:
+        raise ImportError("torch is missing: pip install 'ddpm-core[diffusers]'") from None
+    draws: list[Any] = []
+
+    def drawn(*_: Any, **__: Any) -> Any:
+        return draws.pop()
+
+    wide: dict[str, Any] = {"torch": _Wide(torch), "np": _Wide(np), "randn_tensor": drawn}
+    bases = {base.__module__ for base in kind.__mro__}
+    dtype = torch.get_default_dtype()
+    with ExitStack() as stack, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of deprecated options, which their owner has seen
+        for module in (sys.modules[name] for name in bases if ".schedulers." in name):
+            for name in wide.keys() & vars(module).keys():
+                stack.enter_context(patch.object(module, name, wide[name]))
+        stack.callback(torch.set_default_dtype, dtype)
+        torch.set_default_dtype(torch.float64)
+        yield torch, draws
