@@ -205,7 +205,9 @@ def test_wrong_tensors(saved, tmp_path):
 def test_unknown_metadata(saved, tmp_path, change):
     """Metadata that this version does not understand is a ValueError, never a guess."""
     path = with_metadata(tmp_path / "m.safetensors", good_metadata(saved) | change)
-    with pytest.raises(ValueError, match=r"m.safetensors has metadata that cannot be read"):
+    with pytest.raises(
+        ValueError, match=r"m.safetensors has (metadata that cannot be read|a size .* cannot halve)"
+    ):
         load(path)
 
 

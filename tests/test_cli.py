@@ -286,10 +286,10 @@ def test_loads_no_torch(tmp_path, model):
 BAD_SAMPLES = {
     "no file": (
         ["--model", "none.safetensors"],
-        "no model 'none.safetensors': neither a file, nor a run, nor one of",
+        "no model 'none.safetensors': neither a file, nor a folder, nor one of",
     ),
     "a folder": (["--model", "."], "no checkpoint at ."),
-    "a pickle": (["--model", "pickle.pt"], "pickle.pt is not a safetensors file"),
+    "a pickle": (["--model", "pickle.pt"], "pickle.pt is no file of tensors"),
     "truncated": (["--model", "cut.safetensors"], "cut.safetensors is not .* truncated"),
     "foreign": (["--model", "foreign.safetensors"], "not a checkpoint of ddpm-core"),
     "wrong shape": (["--model", "shape.safetensors"], "1 of a wrong shape: conv_out.bias"),
@@ -387,7 +387,7 @@ def test_executable(tmp_path, model):
     assert (bad.returncode, bad.stdout) == (2, "")
     assert (
         bad.stderr
-        == "ddpm-core: no model 'none': neither a file, nor a run, nor one of fashion-mnist\n"
+        == "ddpm-core: no model 'none': neither a file, nor a folder, nor one of fashion-mnist\n"
     )
 
 

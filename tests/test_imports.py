@@ -41,6 +41,7 @@ ORDER = [
     "certificates",
     "nn.ops",
     "nn.unet",
+    "nn.layouts",
     "nn.checkpoints",
     "nn",
     "testing",

@@ -25,7 +25,7 @@ from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
 LINEAR, COSINE = ddpm.linear(), ddpm.cosine()
-few, fewer = settings(max_examples=20), settings(max_examples=8)
+few, fewer = settings(max_examples=15), settings(max_examples=6)
 
 
 # Paths, and what roundings come to on them. -----------------------------------------------------
@@ -1245,11 +1245,12 @@ LAW_PATHS = {
 @pytest.mark.parametrize("exact", [False, True], ids=["N(0, I)", "exact start"])
 def test_law_is_what_samples_do(solver, path, exact):
     """Mean and covariance of samples, without drawing; KL and W2 by the formulas of matrices."""
-    mean, C = np.array([0.5, -1.0]), np.array([[1.0, 0.6], [0.6, 0.5]])
+    mean = np.array([0.5, -1.0, 0.2])
+    C = np.array([[1.0, 0.6, 0.2], [0.6, 0.5, 0.0], [0.2, 0.0, 0.8]])
     oracle, sampler = ddpm.GaussianOracle(mean, C), path.build(solver)
     start, end = (level_at(sampler.levels, i) for i in (0, -1))
-    marginal = lambda t: t.alpha**2 * C + t.sigma**2 * np.eye(2)
-    m_T, C_T = (start.alpha * mean, marginal(start)) if exact else (np.zeros(2), np.eye(2))
+    marginal = lambda t: t.alpha**2 * C + t.sigma**2 * np.eye(3)
+    m_T, C_T = (start.alpha * mean, marginal(start)) if exact else (np.zeros(3), np.eye(3))
     found = ddpm.law(sampler, oracle, exact_start=exact)
     m, P = pushed(sampler, oracle, C_T, m_T)
     # eps divides by σ what x_0 then gets back, and x / α by α.
@@ -1259,7 +1260,7 @@ def test_law_is_what_samples_do(solver, path, exact):
     np.testing.assert_allclose(np.sort(found.variances), np.linalg.eigvalsh(P), rtol=0, atol=lost_)
 
     V, gap, inverse = marginal(end), m - end.alpha * mean, np.linalg.inv(P)
-    kl = np.trace(inverse @ V) - 2 + gap @ inverse @ gap
+    kl = np.trace(inverse @ V) - 3 + gap @ inverse @ gap
     kl = (kl + np.linalg.slogdet(P)[1] - np.linalg.slogdet(V)[1]) / 2
     least = np.linalg.eigvalsh(P).min()
     assert found.kl == pytest.approx(kl, rel=0, abs=8 * lost_ / least**2)

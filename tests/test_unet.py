@@ -15,7 +15,6 @@ from scipy.special import softmax
 
 import ddpm_core as ddpm
 from ddpm_core.nn import Ops, UNetConfig, initialise, parameter_shapes, unet
-from ddpm_core.nn.unet import EPS as GROUP_EPS
 from ddpm_core.nn.unet import _sinusoids
 
 REFERENCE, NUMPY = Ops(), ddpm.backend("numpy").ops
@@ -209,27 +208,29 @@ def all_ops() -> list[Any]:
 @given(
     shape=st.tuples(st.integers(1, 2), st.integers(1, 3), st.integers(1, 3), st.integers(1, 3)),
     channels=st.integers(1, 3),
-    kind=st.sampled_from([(1, 1), (3, 1), (3, 2)]),
+    kind=st.sampled_from([(1, 1, True), (3, 1, True), (3, 2, False), (3, 2, True)]),
 )
 def test_convolution(there, back, ops, shape, channels, kind):
-    """A convolution is the sum of SciPy's correlations; stride 2 pads right and below only."""
-    k, stride = kind
+    """A convolution is the sum of SciPy's correlations; or of stride 2, padded on either side."""
+    k, stride, symmetric = kind
     rng = np.random.default_rng(0)
     batch, fan_in, height, width = (*shape[:2], shape[2] * stride, shape[3] * stride)
     h = rng.standard_normal((batch, fan_in, height, width))
     weight, bias = rng.standard_normal((channels, fan_in, k, k)), rng.standard_normal(channels)
 
-    # Padding by (0, 1) and stride 2 sees the pixels of a same-size correlation at 1, 3, 5, ...
+    # Stride 2 sees the pixels of a same-size correlation at 0, 2, 4, ... or, padded by (0, 1), at
+    # 1, 3, 5, ...
     wanted = np.empty((batch, channels, height, width))
     for b in range(batch):
         for o in range(channels):
             parts = [correlate2d(h[b, c], weight[o, c], mode="same") for c in range(fan_in)]
             wanted[b, o] = sum(parts) + bias[o]
     if stride == 2:
-        wanted = wanted[:, :, 1::2, 1::2]
+        first = 0 if symmetric else 1
+        wanted = wanted[:, :, first::2, first::2]
 
     packed = ops.pack({"weight": there(weight), "bias": there(bias)})
-    found = ops.conv2d(ops.enter(there(h)), packed["weight"], packed["bias"], stride)
+    found = ops.conv2d(ops.enter(there(h)), packed["weight"], packed["bias"], stride, symmetric)
     np.testing.assert_allclose(back(ops.leave(found)), wanted, rtol=0, atol=1e-12)
 
 
@@ -246,7 +247,7 @@ def test_group_norm(there, back, ops):
     for image, result in zip(h, wanted, strict=True):
         for first in (0, 3):
             part = image[first : first + 3]
-            result[first : first + 3] = (part - np.mean(part)) / np.sqrt(np.var(part) + GROUP_EPS)
+            result[first : first + 3] = (part - np.mean(part)) / np.sqrt(np.var(part) + 1e-6)
     wanted = wanted * weight[:, None, None] + bias[:, None, None]
 
     w, b = there(weight), there(bias)
@@ -254,22 +255,41 @@ def test_group_norm(there, back, ops):
     apart = there(np.swapaxes(np.ascontiguousarray(np.swapaxes(h, 0, 3)), 0, 3))
     apart = ops.enter(apart) if ops is not NUMPY else np.moveaxis(apart, 1, 3)
     for given_map in (entered, apart):
-        found = back(ops.leave(ops.group_norm(given_map, w, b, 2, GROUP_EPS)))
+        found = back(ops.leave(ops.group_norm(given_map, w, b, 2, 1e-6)))
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
-        found = back(ops.leave(ops.group_norm_silu(given_map, w, b, 2, GROUP_EPS)))
+        found = back(ops.leave(ops.group_norm_silu(given_map, w, b, 2, 1e-6)))
         np.testing.assert_allclose(found, wanted / (1 + np.exp(-wanted)), rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize(("there", "back", "ops"), all_ops())
-def test_attention(there, back, ops):
-    """softmax(Q Kᵀ / sqrt(d)) V over all pixels (Vaswani et al. 2017, Eq. 1)."""
+@pytest.mark.parametrize("heads", [1, 2, 3, 6])
+def test_attention(there, back, ops, heads):
+    """softmax(Q Kᵀ / sqrt(d)) V over all pixels, head by head (Vaswani et al. 2017, Eq. 1)."""
     rng = np.random.default_rng(0)
-    q, k, v = rng.standard_normal((3, 2, 5, 3, 4))
-    Q, K, V = (np.moveaxis(a, 1, 3).reshape(2, 12, 5) for a in (q, k, v))
-    attended = softmax(np.einsum("bid,bjd->bij", Q, K) / math.sqrt(5), axis=-1)
-    wanted = np.moveaxis(np.einsum("bij,bjd->bid", attended, V).reshape(2, 3, 4, 5), 3, 1)
-    found = ops.leave(ops.attention(*(ops.enter(there(a)) for a in (q, k, v))))
-    np.testing.assert_allclose(back(found), wanted, rtol=0, atol=1e-13)
+    q, k, v = rng.standard_normal((3, 2, 6, 3, 4))
+    wanted = []
+    for parts in zip(*(np.split(a, heads, axis=1) for a in (q, k, v)), strict=True):
+        d = 6 // heads
+        Q, K, V = (np.moveaxis(a, 1, 3).reshape(2, 12, d) for a in parts)
+        attended = softmax(np.einsum("bid,bjd->bij", Q, K) / math.sqrt(d), axis=-1)
+        out = np.einsum("bij,bjd->bid", attended, V).reshape(2, 3, 4, d)
+        wanted.append(np.moveaxis(out, 3, 1))
+    found = ops.leave(ops.attention(*(ops.enter(there(a)) for a in (q, k, v)), heads))
+    np.testing.assert_allclose(back(found), np.concatenate(wanted, axis=1), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize(("there", "back", "ops"), all_ops())
+def test_downsample_and_scale_shift(there, back, ops):
+    """Means of 2x2 pixels; h (1 + scale) + shift, of each channel of each image."""
+    rng = np.random.default_rng(0)
+    h = rng.standard_normal((2, 3, 4, 6))
+    wanted = (h[..., ::2, ::2] + h[..., 1::2, ::2] + h[..., ::2, 1::2] + h[..., 1::2, 1::2]) / 4
+    found = ops.leave(ops.downsample(ops.enter(there(h))))
+    np.testing.assert_allclose(back(found), wanted, rtol=0, atol=1e-15)
+    scale, shift = rng.standard_normal((2, 2, 3))
+    found = ops.leave(ops.scale_shift(ops.enter(there(h)), there(scale), there(shift)))
+    wanted = h * (1 + scale[..., None, None]) + shift[..., None, None]
+    np.testing.assert_allclose(back(found), wanted, rtol=0, atol=1e-14)
 
 
 @pytest.mark.parametrize(("there", "back", "ops"), all_ops())
@@ -295,19 +315,26 @@ def test_silu_at_both_ends(there, back, ops):
 
 @pytest.mark.parametrize("width", [2, 4, 7, 128])
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_sinusoids(width, dtype):
+@pytest.mark.parametrize("endpoint", [True, False])
+@pytest.mark.parametrize("cosine_first", [False, True])
+def test_sinusoids(width, dtype, endpoint, cosine_first):
     """[sin, cos] of t 10000^(-i / (half - 1)), a 0 where the width is odd (Ho et al.'s code).
 
-    Vaswani et al. 2017, section 3.5, with half - 1 for half, so that the last is 1 / 10000.
+    Vaswani et al. 2017, section 3.5, with half - 1 for half, so that the last is 1 / 10000; or
+    with half, and the cosines first (Nichol & Dhariwal 2021's code).
     """
     half = width // 2
     t = np.array([0.0, 1.0, 17.5, 999.0])
     wanted = np.zeros((4, width))
     for row, time in zip(wanted, t, strict=True):
         for i in range(half):
-            angle = time / 10000 ** (i / max(half - 1, 1))
-            row[i], row[half + i] = math.sin(angle), math.cos(angle)
-    found = _sinusoids(t.astype(np.float32), width, np.zeros(1, dtype=dtype))
+            angle = time / 10000 ** (i / max(half - 1 if endpoint else half, 1))
+            pair = math.sin(angle), math.cos(angle)
+            row[i], row[half + i] = reversed(pair) if cosine_first else pair
+    config = UNetConfig(
+        widths=(width,), attention=(), groups=1, endpoint=endpoint, cosine_first=cosine_first
+    )
+    found = _sinusoids(t.astype(np.float32), config, np.zeros(1, dtype=dtype))
     assert found.dtype == dtype
     # The angle is at most 999 and rounded twice, its rate and itself.
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2 * 999 * np.finfo(dtype).eps)

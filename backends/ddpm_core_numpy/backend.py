@@ -39,14 +39,16 @@ class NumPyOps(Ops):
     def leave(self, h: Array) -> Array:
         return np.ascontiguousarray(h.transpose(0, 3, 1, 2))
 
-    def conv2d(self, h: Array, weight: Array, bias: Array, stride: int = 1) -> Array:
+    def conv2d(
+        self, h: Array, weight: Array, bias: Array, stride: int = 1, symmetric: bool = True
+    ) -> Array:
         k, _, channels, out_channels = weight.shape
         batch, height, width, _ = h.shape
         matrix = weight.reshape(-1, out_channels)
         if k == 1:
             out = h.reshape(-1, channels) @ matrix
         else:
-            before = 1 if stride == 1 else 0
+            before = 1 if symmetric else 0
             padded = np.zeros((batch, height + before + 1, width + before + 1, channels), h.dtype)
             padded[:, before : before + height, before : before + width] = h
             height, width = height // stride, width // stride
@@ -94,24 +96,33 @@ class NumPyOps(Ops):
                 r /= scratch
         return out
 
-    def attention(self, q: Array, k: Array, v: Array) -> Array:
+    def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:
         batch, height, width, channels = q.shape
-        q, k, v = (a.reshape(batch, height * width, channels) for a in (q, k, v))
-        out = np.empty_like(v)
-        for i in range(batch):
-            weights = q[i] @ k[i].T
-            weights *= 1 / math.sqrt(channels)
+        each = channels // heads
+        shape = (batch, height * width, heads, each)
+        q, k, v = (a.reshape(shape).swapaxes(1, 2) for a in (q, k, v))
+        out = np.empty(shape, v.dtype)
+        for i, head in np.ndindex(batch, heads):
+            weights = q[i, head] @ k[i, head].T
+            weights *= 1 / math.sqrt(each)
             weights -= weights.max(axis=1, keepdims=True)
             np.exp(weights, out=weights)
             weights /= weights.sum(axis=1, keepdims=True)
-            np.matmul(weights, v[i], out=out[i])
+            out[i, :, head] = weights @ v[i, head]
         return out.reshape(batch, height, width, channels)
+
+    def downsample(self, h: Array) -> Array:
+        batch, height, width, channels = h.shape
+        return h.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
     def upsample(self, h: Array) -> Array:
         return h.repeat(2, axis=1).repeat(2, axis=2)
 
     def add_vector(self, h: Array, e: Array) -> Array:
         return h + e[:, None, None, :]
+
+    def scale_shift(self, h: Array, scale: Array, shift: Array) -> Array:
+        return h * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
 
     def concat(self, h: Array, skip: Array) -> Array:
         return np.concatenate([h, skip], axis=-1)

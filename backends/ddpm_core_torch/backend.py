@@ -24,10 +24,17 @@ class TorchOps(Ops):
     kernel, and the fused kernel elsewhere.
     """
 
-    def conv2d(self, h: Tensor, weight: Tensor, bias: Tensor, stride: int = 1) -> Tensor:
-        if stride == 2:
-            return F.conv2d(F.pad(h, (0, 1, 0, 1)), weight, bias, stride=2)
-        return F.conv2d(h, weight, bias, padding=weight.shape[-1] // 2)
+    def conv2d(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stride: int = 1,
+        symmetric: bool = True,
+    ) -> Tensor:
+        if not symmetric:
+            return F.conv2d(F.pad(h, (0, 1, 0, 1)), weight, bias, stride)
+        return F.conv2d(h, weight, bias, stride, padding=weight.shape[-1] // 2)
 
     def group_norm(
         self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
@@ -41,16 +48,20 @@ class TorchOps(Ops):
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         return F.linear(x, weight, bias)
 
-    def attention(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
         batch, channels, height, width = q.shape
-        q, k, v = (a.reshape(batch, channels, height * width) for a in (q, k, v))
+        each = channels // heads
+        q, k, v = (a.reshape(batch * heads, each, height * width) for a in (q, k, v))
         if q.device.type == "cpu":
-            weights = torch.softmax(q.mT @ k * (1 / math.sqrt(channels)), dim=-1)
+            weights = torch.softmax(q.mT @ k * (1 / math.sqrt(each)), dim=-1)
             out = v @ weights.mT
         else:
-            q, k, v = (a.mT.unsqueeze(1) for a in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v).squeeze(1).mT
+            q, k, v = (a.mT.reshape(batch, heads, -1, each) for a in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v).mT
         return out.reshape(batch, channels, height, width)
+
+    def downsample(self, h: Tensor) -> Tensor:
+        return F.avg_pool2d(h, 2)
 
     def upsample(self, h: Tensor) -> Tensor:
         return F.interpolate(h, scale_factor=2.0, mode="nearest")

@@ -1,4 +1,4 @@
-"""The command line: `ddpm-core sample`, `train`, `evaluate` and `info`."""
+"""The command line: `ddpm-core sample`, `train`, `evaluate`, `convert`, `info`."""
 
 from __future__ import annotations
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from ddpm_core.cli.convert import convert
 from ddpm_core.cli.evaluate import evaluate
 from ddpm_core.cli.info import info
 from ddpm_core.cli.sample import sample
@@ -15,7 +16,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (sample, train, evaluate, info):
+for _command in (sample, train, evaluate, convert, info):
     app.command()(_command)
 
 

@@ -9,11 +9,12 @@ from ddpm_core.nn.checkpoints import Checkpoint, load
 
 
 def open_model(name: str) -> Checkpoint:
-    """A bundled model, a checkpoint file, or the model of a run of `train`."""
+    """A bundled model, a checkpoint's file or folder, or the model of a run of `train`."""
     models = bundled()
     path = models.get(name, Path(name))
     if not path.exists():
         raise FileNotFoundError(
-            f"no model {name!r}: neither a file, nor a run, nor one of {', '.join(models)}"
+            f"no model {name!r}: neither a file, nor a folder, nor one of {', '.join(models)}"
         )
-    return load(path / "model.safetensors" if path.is_dir() else path)
+    run = path / "model.safetensors"
+    return load(run if run.is_file() else path)

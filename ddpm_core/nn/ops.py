@@ -33,16 +33,19 @@ class Ops:
         """The layout of the feature maps back to (B, C, H, W)."""
         return h
 
-    def conv2d(self, h: Array, weight: Array, bias: Array, stride: int = 1) -> Array:
+    def conv2d(
+        self, h: Array, weight: Array, bias: Array, stride: int = 1, symmetric: bool = True
+    ) -> Array:
         """A convolution with output size H / stride, zero padding outside.
 
         weight: (O, C, k, k), k = 1 or 3; bias: (O,)
-        stride: 2 pads on the right and at the bottom only, as TensorFlow's SAME does
+        symmetric: False, at stride 2, pads on the right and at the bottom only, as TensorFlow's
+            SAME does
         """
         xp = array_namespace(h)
         k = weight.shape[2]
         if k == 3:
-            h = _pad(xp, h, 1 if stride == 1 else 0, 1)
+            h = _pad(xp, h, 1 if symmetric else 0, 1)
         batch, channels, height, width = h.shape
         height, width = (height - k) // stride + 1, (width - k) // stride + 1
         out = xp.reshape(bias, (1, -1, 1))
@@ -84,15 +87,25 @@ class Ops:
         xp = array_namespace(x)
         return x @ xp.matrix_transpose(weight) + bias
 
-    def attention(self, q: Array, k: Array, v: Array) -> Array:
-        """Every pixel attends to every pixel, one head: softmax(q kᵀ / sqrt(C)) v. All maps."""
+    def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:
+        """Every pixel attends to every pixel: softmax(q kᵀ / sqrt(c)) v. All maps.
+
+        heads: each has c = C / heads channels, which lie together
+        """
         xp = array_namespace(q)
         batch, channels, height, width = q.shape
-        q, k, v = (xp.reshape(a, (batch, channels, height * width)) for a in (q, k, v))
-        logits = xp.matrix_transpose(q) @ k * (1 / math.sqrt(channels))
+        each = channels // heads
+        q, k, v = (xp.reshape(a, (batch * heads, each, height * width)) for a in (q, k, v))
+        logits = xp.matrix_transpose(q) @ k * (1 / math.sqrt(each))
         weights = xp.exp(logits - xp.max(logits, axis=-1, keepdims=True))
         weights = weights / xp.sum(weights, axis=-1, keepdims=True)
         return xp.reshape(v @ xp.matrix_transpose(weights), (batch, channels, height, width))
+
+    def downsample(self, h: Array) -> Array:
+        """Half the height and width, means of 2x2 pixels."""
+        xp = array_namespace(h)
+        batch, channels, height, width = h.shape
+        return xp.mean(xp.reshape(h, (batch, channels, height // 2, 2, width // 2, 2)), axis=(3, 5))
 
     def upsample(self, h: Array) -> Array:
         """Twice the height and width, nearest neighbour."""
@@ -106,6 +119,12 @@ class Ops:
         """A vector (B, C) added to every pixel of a map."""
         xp = array_namespace(h)
         return h + xp.reshape(e, (*e.shape, 1, 1))
+
+    def scale_shift(self, h: Array, scale: Array, shift: Array) -> Array:
+        """A map times (1 + scale) plus shift, vectors (B, C)."""
+        xp = array_namespace(h)
+        scale, shift = (xp.reshape(e, (*e.shape, 1, 1)) for e in (scale, shift))
+        return h * (1 + scale) + shift
 
     def concat(self, h: Array, skip: Array) -> Array:
         """Two maps, their channels one after the other."""

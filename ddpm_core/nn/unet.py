@@ -1,4 +1,5 @@
-"""The UNet of Ho et al. 2020 (appendix B), with an optional class.
+"""The UNet of Ho et al. 2020 (appendix B), with an optional class, and the switches by which the
+networks of Nichol & Dhariwal 2021 and Dhariwal & Nichol 2021 differ from it.
 
 Parameters are a flat dict. Their names and shapes are those of the PyTorch port of the authors'
 checkpoints (pesser/pytorch_diffusion, which DDIM and others share); `class_embedding` is ours.
@@ -31,6 +32,17 @@ class UNetConfig:
     groups: of group norm
     classes: how many there are to condition on, or 0
 
+    The rest is as in Ho et al. 2020 by default:
+
+    heads: of attention; or head_width: their channels, whose number is then the width's quotient
+    scale_shift: the time scales and shifts the second norm, and is not added before it
+    residual_resampling: down and up by residual blocks with a 2x2 mean or nearest neighbours in
+        them, and not by a convolution
+    symmetric_padding: of the convolution that halves; else zeros on the right and at the bottom
+    cosine_first: in the sinusoids of the time
+    endpoint: the slowest of the sinusoids' frequencies is 1 / 10000 and not the one before it
+    eps: added to the variance in group norm
+
     >>> sum(math.prod(shape) for shape in parameter_shapes(UNetConfig()).values())
     35746307
     """
@@ -42,11 +54,19 @@ class UNetConfig:
     attention: tuple[int, ...] = (1,)
     groups: int = 32
     classes: int = 0
+    heads: int = 1
+    head_width: int = 0
+    scale_shift: bool = False
+    residual_resampling: bool = False
+    symmetric_padding: bool = False
+    cosine_first: bool = False
+    endpoint: bool = True
+    eps: float = 1e-6
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "widths", tuple(self.widths))
         object.__setattr__(self, "attention", tuple(self.attention))
-        for name in ("channels", "out_channels", "blocks", "groups"):
+        for name in ("channels", "out_channels", "blocks", "groups", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, but is {getattr(self, name)}")
         if not self.widths or any(w < 1 or w % self.groups for w in self.widths):
@@ -58,8 +78,21 @@ class UNetConfig:
                 f"attention must name indices into the {len(self.widths)} widths, but is "
                 f"{self.attention}"
             )
-        if self.classes < 0:
-            raise ValueError(f"classes must not be negative, but is {self.classes}")
+        for name in ("classes", "head_width", "eps"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must not be negative, but is {getattr(self, name)}")
+        if self.head_width and self.heads != 1:
+            raise ValueError(
+                f"give heads or head_width, not both: {self.heads} and {self.head_width}"
+            )
+        each = self.head_width or self.heads
+        attending = [self.widths[i] for i in {*self.attention, len(self.widths) - 1}]
+        if any(width % each for width in attending):
+            raise ValueError(f"{each} does not divide the widths that attend, {attending}")
+
+    def heads_of(self, width: int) -> int:
+        """The number of attention heads on maps of so many channels."""
+        return width // self.head_width if self.head_width else self.heads
 
 
 def unet(
@@ -85,24 +118,44 @@ def unet(
     def p(name: str) -> tuple[Any, Any]:
         return params[f"{name}.weight"], params[f"{name}.bias"]
 
-    def conv(h: Array, name: str, stride: int = 1) -> Array:
-        return ops.conv2d(h, *p(name), stride)
+    groups, eps, symmetric = config.groups, config.eps, config.symmetric_padding
 
-    def residual(h: Array, name: str) -> Array:
-        f = conv(ops.group_norm_silu(h, *p(f"{name}.norm1"), config.groups, EPS), f"{name}.conv1")
-        f = ops.add_vector(f, ops.linear(e, *p(f"{name}.temb_proj")))
-        f = ops.group_norm_silu(f, *p(f"{name}.norm2"), config.groups, EPS)
+    def conv(h: Array, name: str) -> Array:
+        return ops.conv2d(h, *p(name))
+
+    def residual(h: Array, name: str, resample: Callable[[Array], Array] | None = None) -> Array:
+        f = ops.group_norm_silu(h, *p(f"{name}.norm1"), groups, eps)
+        if resample is not None:
+            h, f = resample(h), resample(f)
+        f, time = conv(f, f"{name}.conv1"), ops.linear(e, *p(f"{name}.temb_proj"))
+        if config.scale_shift:
+            half = time.shape[1] // 2
+            f = ops.group_norm(f, *p(f"{name}.norm2"), groups, eps)
+            f = ops.silu(ops.scale_shift(f, time[:, :half], time[:, half:]))
+        else:
+            f = ops.add_vector(f, time)
+            f = ops.group_norm_silu(f, *p(f"{name}.norm2"), groups, eps)
         f = conv(f if dropout is None else dropout(f), f"{name}.conv2")
         if f"{name}.nin_shortcut.weight" in params:
             h = conv(h, f"{name}.nin_shortcut")
         return h + f
 
-    def attend(h: Array, name: str) -> Array:
-        f = ops.group_norm(h, *p(f"{name}.norm"), config.groups, EPS)
+    def attend(h: Array, name: str, width: int) -> Array:
+        f = ops.group_norm(h, *p(f"{name}.norm"), groups, eps)
         q, k, v = (conv(f, f"{name}.{part}") for part in "qkv")
-        return h + conv(ops.attention(q, k, v), f"{name}.proj_out")
+        return h + conv(ops.attention(q, k, v, config.heads_of(width)), f"{name}.proj_out")
 
-    e = _sinusoids(timestep, config.widths[0], x)
+    def halve(h: Array, name: str) -> Array:
+        if config.residual_resampling:
+            return residual(h, name, ops.downsample)
+        return ops.conv2d(h, *p(f"{name}.conv"), 2, symmetric)
+
+    def double(h: Array, name: str) -> Array:
+        if config.residual_resampling:
+            return residual(h, name, ops.upsample)
+        return conv(ops.upsample(h), f"{name}.conv")
+
+    e = _sinusoids(timestep, config, x)
     e = ops.linear(ops.silu(ops.linear(e, *p("temb.dense.0"))), *p("temb.dense.1"))
     if y is not None:
         e = e + _class_vectors(params["class_embedding.weight"], y)
@@ -115,27 +168,23 @@ def unet(
         for j in range(config.blocks):
             h = residual(h, f"down.{i}.block.{j}")
             if i in config.attention:
-                h = attend(h, f"down.{i}.attn.{j}")
+                h = attend(h, f"down.{i}.attn.{j}", config.widths[i])
             skips.append(h)
         if i < last:
-            h = conv(h, f"down.{i}.downsample.conv", stride=2)
+            h = halve(h, f"down.{i}.downsample")
             skips.append(h)
     h = residual(h, "mid.block_1")
-    h = attend(h, "mid.attn_1")
+    h = attend(h, "mid.attn_1", config.widths[last])
     h = residual(h, "mid.block_2")
     for i in reversed(range(last + 1)):
         for j in range(config.blocks + 1):
             h = residual(ops.concat(h, skips.pop()), f"up.{i}.block.{j}")
             if i in config.attention:
-                h = attend(h, f"up.{i}.attn.{j}")
+                h = attend(h, f"up.{i}.attn.{j}", config.widths[i])
         if i > 0:
-            h = conv(ops.upsample(h), f"up.{i}.upsample.conv")
-    h = ops.group_norm_silu(h, *p("norm_out"), config.groups, EPS)
+            h = double(h, f"up.{i}.upsample")
+    h = ops.group_norm_silu(h, *p("norm_out"), groups, eps)
     return ops.leave(conv(h, "conv_out"))
-
-
-#: Added to the variance in group norm, as in the TensorFlow of Ho et al. 2020.
-EPS = 1e-6
 
 
 def parameter_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
@@ -154,11 +203,17 @@ def parameter_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
     def residual(name: str, fan_in: int, fan_out: int) -> None:
         norm(f"{name}.norm1", fan_in)
         conv(f"{name}.conv1", fan_in, fan_out)
-        dense(f"{name}.temb_proj", hidden, fan_out)
+        dense(f"{name}.temb_proj", hidden, 2 * fan_out if config.scale_shift else fan_out)
         norm(f"{name}.norm2", fan_out)
         conv(f"{name}.conv2", fan_out, fan_out)
         if fan_in != fan_out:
             conv(f"{name}.nin_shortcut", fan_in, fan_out, 1)
+
+    def resample(name: str, width: int) -> None:
+        if config.residual_resampling:
+            residual(name, width, width)
+        else:
+            conv(f"{name}.conv", width, width)
 
     def attend(name: str, width: int) -> None:
         norm(f"{name}.norm", width)
@@ -180,7 +235,7 @@ def parameter_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
             width = wide
             skips.append(width)
         if i < len(widths) - 1:
-            conv(f"down.{i}.downsample.conv", width, width)
+            resample(f"down.{i}.downsample", width)
             skips.append(width)
     residual("mid.block_1", width, width)
     attend("mid.attn_1", width)
@@ -192,7 +247,7 @@ def parameter_shapes(config: UNetConfig) -> dict[str, tuple[int, ...]]:
                 attend(f"up.{i}.attn.{j}", wide)
             width = wide
         if i > 0:
-            conv(f"up.{i}.upsample.conv", width, width)
+            resample(f"up.{i}.upsample", width)
     norm("norm_out", width)
     conv("conv_out", width, config.out_channels)
     return shapes
@@ -218,20 +273,23 @@ def initialise(config: UNetConfig, rng: np.random.Generator) -> dict[str, Array]
     return params
 
 
-def _sinusoids(timestep: Array, width: int, x: Array) -> Array:
+def _sinusoids(timestep: Array, config: UNetConfig, x: Array) -> Array:
     """[sin, cos] of the timestep at width // 2 frequencies from 1 to 1/10000: (B, width).
 
     Vaswani et al. 2017 with the frequencies of the code of Ho et al. 2020. Angles reach 999, which
     half precision cannot hold: they are taken in float32 at least, and cast last.
     """
     xp = array_namespace(timestep, x)
+    width = config.widths[0]
     half = width // 2
     dtype = xp.float64 if x.dtype == xp.float64 else xp.float32
-    steps = np.arange(half) / max(half - 1, 1)
+    steps = np.arange(half) / max(half - config.endpoint, 1)
     rates = xp.asarray((10000.0**-steps).tolist(), dtype=dtype, **device_of(xp, x))
     time = xp.reshape(xp.astype(timestep, dtype), (-1, 1))
     angles = time * xp.reshape(rates, (1, -1))
     parts = [xp.sin(angles), xp.cos(angles)]
+    if config.cosine_first:
+        parts.reverse()
     if width % 2:
         parts.append(xp.zeros_like(time))
     return astype(xp, xp.concat(parts, axis=-1), x.dtype)

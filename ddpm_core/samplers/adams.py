@@ -104,7 +104,6 @@ def _deis(order: int, schedule: Schedule, levels: Level) -> Sampler:
     times = schedule.at(np.clip(logsnr, levels.logsnr[0], None)).time
     u = times - t.time[:, None]
     moments = np.stack([(k * u**m).sum(axis=1) for m in range(order)], axis=1)
-    moments[:, 0] = np.diff(ratio(levels))
     return _table(name, levels, read, quadrature(lags(levels.time, order), moments))
 
 

@@ -86,8 +86,10 @@ def ddim_inversion(
     """
     if times is None:
         times = grid(schedule, steps + 1)[-2::-1]
-    falling = np.asarray(times, dtype=np.float64)[::-1]
-    levels = level_at(levels_of(schedule, steps, times=falling), slice(None, None, -1))
+    times = np.asarray(times, dtype=np.float64)
+    if not np.all(np.diff(times) > 0):
+        raise ValueError(f"times must rise, from a level with noise, but are {times}")
+    levels = level_at(levels_of(schedule, steps, times=times[::-1]), slice(None, None, -1))
     if levels.sigma[0] == 0:
         raise ValueError(
             f"ddim_inversion cannot start at clean data, time {levels.time[0]:g}, where eps is "
