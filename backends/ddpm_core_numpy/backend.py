@@ -5,16 +5,19 @@ No gradients: NumPy samples and evaluates; torch and JAX train.
 
 from __future__ import annotations
 
+import importlib
 import math
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from ddpm_core.backends import Backend
 from ddpm_core.levels import fit
-from ddpm_core.nn import Ops
+from ddpm_core.nn import Ops, UNetConfig
+from ddpm_core_numpy.convolution import Kernel, convolve
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -22,16 +25,19 @@ Array: TypeAlias = np.ndarray[Any, Any]
 class NumPyOps(Ops):
     """The UNet's operations on NumPy; maps are (B, H, W, C).
 
-    A convolution is one matrix product over patches; norms work image by image, which stays in
-    the processor's cache.
+    A convolution is matrix products (`convolution`); norms work image by image, which stays in the
+    processor's cache.
     """
 
-    def pack(self, params: dict[str, Array]) -> dict[str, Array]:
-        """Convolutions (O, C, k, k) as (k, k, C, O), which are matrices (k k C, O) as they lie."""
-        return {
-            name: np.ascontiguousarray(p.transpose(2, 3, 1, 0)) if p.ndim == 4 else p
-            for name, p in params.items()
-        }
+    def pack(self, params: dict[str, Array]) -> dict[str, Any]:
+        """3x3 convolutions as a `Kernel`, and those of one pixel as matrices (C, O)."""
+        packed: dict[str, Any] = dict(params)
+        for name, p in params.items():
+            if p.ndim == 4:
+                packed[name] = (
+                    Kernel(p) if p.shape[2] == 3 else np.ascontiguousarray(p[:, :, 0, 0].T)
+                )
+        return packed
 
     def enter(self, x: Array) -> Array:
         return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
@@ -40,29 +46,18 @@ class NumPyOps(Ops):
         return np.ascontiguousarray(h.transpose(0, 3, 1, 2))
 
     def conv2d(
-        self, h: Array, weight: Array, bias: Array, stride: int = 1, symmetric: bool = True
+        self,
+        h: Array,
+        weight: Kernel | Array,
+        bias: Array,
+        stride: int = 1,
+        symmetric: bool = True,
     ) -> Array:
-        k, _, channels, out_channels = weight.shape
-        batch, height, width, _ = h.shape
-        matrix = weight.reshape(-1, out_channels)
-        if k == 1:
-            out = h.reshape(-1, channels) @ matrix
-        else:
-            before = 1 if symmetric else 0
-            padded = np.zeros((batch, height + before + 1, width + before + 1, channels), h.dtype)
-            padded[:, before : before + height, before : before + width] = h
-            height, width = height // stride, width // stride
-            # Patches as runs of 3 C neighbouring numbers: three long copies a pixel, not nine.
-            b, y, x, c = padded.strides
-            patches = as_strided(
-                padded,
-                (batch, height, width, 3, 3 * channels),
-                (b, stride * y, stride * x, y, c),
-                writeable=False,
-            )
-            out = patches.reshape(-1, 9 * channels) @ matrix
+        if isinstance(weight, Kernel):
+            return convolve(h, weight, bias, stride, symmetric)
+        out = h.reshape(-1, h.shape[-1]) @ weight
         out += bias
-        return out.reshape(batch, height, width, out_channels)
+        return out.reshape(*h.shape[:3], -1)
 
     def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
         return self._norm(h, weight, bias, groups, eps, silu=False)
@@ -128,6 +123,14 @@ class NumPyOps(Ops):
         return np.concatenate([h, skip], axis=-1)
 
 
+def _threads_of_blas() -> Any:
+    """What sets the number of threads of NumPy's matrix products, or None."""
+    try:
+        return importlib.import_module("threadpoolctl").ThreadpoolController()
+    except ModuleNotFoundError:
+        return None
+
+
 class NumPy(Backend):
     """NumPy, on the CPU.
 
@@ -146,6 +149,28 @@ class NumPy(Backend):
         self.device = "cpu"
         self.dtype = np.dtype(dtype)
         self.ops = NumPyOps()
+
+    def network(self, params: dict[str, Array], config: UNetConfig) -> Callable[..., Array]:
+        """The UNet on a batch that is split over the processors, if threadpoolctl is there.
+
+        Each part has one thread of BLAS then, and what is no matrix product is in parallel too.
+        """
+        net = super().network(params, config)
+        blas = _threads_of_blas()
+        parts = os.cpu_count() or 1
+
+        def split(x: Array, timestep: Array, y: Array | None = None) -> Array:
+            if blas is None or min(parts, len(x)) < 2:
+                return net(x, timestep, y)
+
+            def run(share: Array) -> Array:
+                return net(x[share], timestep[share], None if y is None else y[share])
+
+            shares = np.array_split(np.arange(len(x)), min(parts, len(x)))
+            with blas.limit(limits=1, user_api="blas"), ThreadPoolExecutor(len(shares)) as pool:
+                return np.concatenate(list(pool.map(run, shares)))
+
+        return split
 
     def lincomb(self, *terms: tuple[Any, Array]) -> Array:
         total = product = None

@@ -1,0 +1,106 @@
+"""NumPy's convolutions: Winograd's tiles against patches, and what they lose on trained weights."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.signal import correlate2d
+
+import ddpm_core as ddpm
+import ddpm_core_numpy.backend as numpy_backend
+from ddpm_core.models import bundled
+from ddpm_core_numpy import convolution
+from ddpm_core_numpy.convolution import Kernel, convolve, tile
+
+tiles = pytest.mark.parametrize("m", [2, 4])
+
+
+@tiles
+@given(
+    shape=st.tuples(*(st.integers(1, top) for top in (2, 9, 9, 3))),
+    out=st.integers(1, 3),
+    seed=st.integers(0, 99),
+)
+def test_winograd_is_the_correlation(m, shape, out, seed):
+    """Of maps of any size, whole tiles or not: the sum of SciPy's correlations, to roundings."""
+    rng = np.random.default_rng(seed)
+    h, bias = rng.standard_normal(shape), rng.standard_normal(out)
+    weight = rng.standard_normal((out, shape[3], 3, 3))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(convolution, "tile", lambda shape, out: m)
+        found = convolve(h, Kernel(weight), bias, 1, True)
+    for b, image in enumerate(h):
+        for o in range(out):
+            parts = [
+                correlate2d(image[:, :, c], weight[o, c], mode="same") for c in range(shape[3])
+            ]
+            # F(4, 3) multiplies by 5 and 8 twice over before it cancels.
+            np.testing.assert_allclose(found[b, :, :, o], sum(parts) + bias[o], atol=1e-12)
+
+
+def test_stride_2_has_no_tiles(monkeypatch):
+    """Nor has a convolution that pads on one side."""
+    monkeypatch.setattr(convolution, "tile", lambda shape, out: 4)
+    monkeypatch.setattr(convolution, "_winograd", None)
+    h, kernel = np.ones((1, 8, 8, 2)), Kernel(np.ones((2, 2, 3, 3)))
+    for symmetric in (True, False):
+        assert convolve(h, kernel, np.zeros(2), 2, symmetric).shape == (1, 4, 4, 2)
+
+
+def test_rule():
+    """Large maps of many channels have large tiles, small ones none."""
+    assert tile((8, 32, 32, 128), 128) == 4
+    assert tile((8, 4, 4, 256), 256) == 2
+    assert tile((1, 4, 4, 256), 256) == 0
+    assert tile((8, 32, 32, 3), 128) == 0
+
+
+def test_kernels_are_transformed_once():
+    kernel = Kernel(np.ones((2, 3, 3, 3), np.float32))
+    assert kernel.winograd(4) is kernel.winograd(4)
+    assert kernel.winograd(4).shape == (36, 3, 2)
+    assert kernel.winograd(2).dtype == np.float32
+
+
+@pytest.fixture(scope="module")
+def trained():
+    return ddpm.load(bundled()["fashion-mnist"])
+
+
+@pytest.mark.parametrize("time", [999.0, 500.0, 0.0])
+def test_winograd_on_trained_weights(trained, time):
+    """The bundled network in float32, in batches that its rule tiles: 1e-5 from float64."""
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((8, 1, 28, 28)), np.arange(8)
+    assert tile((4, 14, 14, 64), 64) == 4
+    outputs = []
+    for dtype in ("float32", "float64"):
+        on = ddpm.backend("numpy", dtype=dtype)
+        net = on.network(dict(trained.params), trained.config)
+        outputs.append(net(on.asarray(x), np.full(8, time, np.float32), y))
+    found, exact = outputs
+    assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_batch_is_split_over_threads(trained, count, monkeypatch):
+    """With threads as without: the same output, of batches that divide and that do not."""
+    pytest.importorskip("threadpoolctl")
+    monkeypatch.setattr(numpy_backend.os, "cpu_count", lambda: 2)
+    x = np.random.default_rng(0).standard_normal((count, 1, 28, 28))
+    given_times, y = np.linspace(0, 999, count), np.arange(count) - 1
+    on = ddpm.backend("numpy", dtype="float64")
+    split = on.network(dict(trained.params), trained.config)
+    monkeypatch.setattr(numpy_backend, "_threads_of_blas", lambda: None)
+    whole = on.network(dict(trained.params), trained.config)
+    for classes in (y, None):
+        found = split(x, given_times, classes)
+        np.testing.assert_allclose(found, whole(x, given_times, classes), rtol=0, atol=1e-12)
+
+
+def test_no_threadpoolctl(monkeypatch):
+    """Without it there is one part, and nothing else changes."""
+    monkeypatch.setitem(__import__("sys").modules, "threadpoolctl", None)
+    assert numpy_backend._threads_of_blas() is None
