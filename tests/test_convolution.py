@@ -55,6 +55,7 @@ def test_rule():
     assert tile((8, 4, 4, 256), 256) == 2
     assert tile((1, 4, 4, 256), 256) == 0
     assert tile((8, 32, 32, 3), 128) == 0
+    assert tile((8, 6, 6, 64), 64) == 2
 
 
 def test_kernels_are_transformed_once():

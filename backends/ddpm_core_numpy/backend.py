@@ -158,6 +158,7 @@ class NumPy(Backend):
         net = super().network(params, config)
         blas = _threads_of_blas()
         parts = os.cpu_count() or 1
+        pool = ThreadPoolExecutor(parts)  # whose threads keep their buffers from call to call
 
         def split(x: Array, timestep: Array, y: Array | None = None) -> Array:
             if blas is None or min(parts, len(x)) < 2:
@@ -167,7 +168,7 @@ class NumPy(Backend):
                 return net(x[share], timestep[share], None if y is None else y[share])
 
             shares = np.array_split(np.arange(len(x)), min(parts, len(x)))
-            with blas.limit(limits=1, user_api="blas"), ThreadPoolExecutor(len(shares)) as pool:
+            with blas.limit(limits=1, user_api="blas"):
                 return np.concatenate(list(pool.map(run, shares)))
 
         return split

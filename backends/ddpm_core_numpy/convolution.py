@@ -7,7 +7,9 @@ the weights' is made once, when it is first asked for.
 
 from __future__ import annotations
 
-from functools import cache
+import math
+import threading
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -46,9 +48,9 @@ def tile(shape: tuple[int, ...], out_channels: int) -> int:
     """The m of Winograd's tiles that is fastest for a map of this shape, or 0 for patches."""
     batch, height, width, channels = shape
     pixels = batch * height * width
-    if min(channels, out_channels) >= 64 and pixels >= 768 and min(height, width) >= 8:
-        return 4
-    return 2 if min(channels, out_channels) >= 32 and pixels >= 128 else 0
+    if min(channels, out_channels) < 32 or pixels < 128:
+        return 0
+    return 4 if pixels >= 768 and min(height, width) >= 8 else 2
 
 
 def _patches(h: Array, kernel: Kernel, stride: int, symmetric: bool) -> Array:
@@ -58,12 +60,9 @@ def _patches(h: Array, kernel: Kernel, stride: int, symmetric: bool) -> Array:
     height, width = height // stride, width // stride
     # Patches as runs of 3 C neighbouring numbers: three long copies a pixel, not nine.
     b, y, x, c = padded.strides
-    patches = as_strided(
-        padded,
-        (batch, height, width, 3, 3 * channels),
-        (b, stride * y, stride * x, y, c),
-        writeable=False,
-    )
+    patches = _scratch(0, (batch, height, width, 3, 3 * channels), h.dtype)
+    steps = (b, stride * y, stride * x, y, c)
+    np.copyto(patches, as_strided(padded, patches.shape, steps, writeable=False))
     out = patches.reshape(-1, 9 * channels) @ kernel.patches
     return out.reshape(batch, height, width, -1)
 
@@ -75,15 +74,36 @@ def _winograd(h: Array, weight: Array, m: int) -> Array:
     count, out_channels = batch * down * across, weight.shape[-1]
     padded = _padded(h, 1, down * m + 2, across * m + 2)
     b, y, x, c = padded.strides
-    tiles = np.empty((n, n, batch, down, across, channels), h.dtype)
-    np.copyto(tiles, as_strided(padded, tiles.shape, (y, x, b, m * y, m * x, c), writeable=False))
     into, out_of = _transforms(m, h.dtype)
-    points = (into @ tiles.reshape(n * n, -1)).reshape(n * n, count, channels)
-    made = out_of @ (points @ weight).reshape(n * n, -1)
-    made = made.reshape(m, m, batch, down, across, out_channels)
+    scratch = partial(_scratch, dtype=h.dtype)
+    tiles = scratch(0, (n, n, batch, down, across, channels))
+    np.copyto(tiles, as_strided(padded, tiles.shape, (y, x, b, m * y, m * x, c), writeable=False))
+    points = scratch(1, (n * n, count * channels))
+    np.matmul(into, tiles.reshape(n * n, -1), out=points)
+    products = scratch(0, (n * n, count, out_channels))  # the tiles are done with
+    np.matmul(points.reshape(n * n, count, channels), weight, out=products)
+    made = scratch(1, (m * m, count * out_channels))  # and so are the points
+    np.matmul(out_of, products.reshape(n * n, -1), out=made)
     out = np.empty((batch, down, m, across, m, out_channels), h.dtype)
+    made = made.reshape(m, m, batch, down, across, out_channels)
     np.copyto(out, made.transpose(2, 3, 0, 4, 1, 5))
     return out.reshape(batch, down * m, across * m, out_channels)[:, :height, :width]
+
+
+def _scratch(which: int, shape: tuple[int, ...], dtype: Any) -> Array:
+    """One of this thread's buffers, as large as it was ever asked to be.
+
+    Fresh memory, which the system must map page by page, costs more than the sums do.
+    """
+    size, name = math.prod(shape), f"{which}, {dtype}"
+    held: Array | None = getattr(_BUFFERS, name, None)
+    if held is None or held.size < size:
+        held = np.empty(size, dtype)
+        setattr(_BUFFERS, name, held)
+    return held[:size].reshape(shape)
+
+
+_BUFFERS = threading.local()
 
 
 def _padded(h: Array, before: int, height: int, width: int) -> Array:
