@@ -60,9 +60,10 @@ def test_rule():
 
 def test_kernels_are_transformed_once():
     kernel = Kernel(np.ones((2, 3, 3, 3), np.float32))
-    assert kernel.winograd(4) is kernel.winograd(4)
-    assert kernel.winograd(4).shape == (36, 3, 2)
-    assert kernel.winograd(2).dtype == np.float32
+    assert kernel.form(4) is kernel.form(4)
+    assert kernel.form(4).shape == (36, 3, 2)
+    assert kernel.form(2).dtype == np.float32
+    assert kernel.form(0).shape == (27, 2)
 
 
 @pytest.fixture(scope="module")

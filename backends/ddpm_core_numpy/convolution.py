@@ -19,27 +19,36 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 
 class Kernel:
-    """The weights (O, C, 3, 3) of a convolution, in the forms that its algorithms multiply by."""
+    """The weights (O, C, 3, 3) of a convolution, in the forms that its algorithms multiply by.
+
+    A form is made when it is first asked for: those of Winograd are up to four times as large.
+    """
 
     def __init__(self, weight: Array) -> None:
         self.weight = weight
-        self.patches = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, len(weight))
-        self._winograd: dict[int, Array] = {}
+        self._forms: dict[int, Array] = {}
 
-    def winograd(self, m: int) -> Array:
-        """G w Gᵀ at each of the (m + 2)² points: ((m + 2)², C, O)."""
-        if m not in self._winograd:
-            _, G, _ = _matrices(m)
-            at_points = np.einsum("ai,bj,ocij->abco", G, G, self.weight.astype(np.float64))
-            shape = (-1, *at_points.shape[2:])
-            self._winograd[m] = np.ascontiguousarray(at_points.reshape(shape), self.weight.dtype)
-        return self._winograd[m]
+    def form(self, m: int) -> Array:
+        """For tiles of m: G w Gᵀ at each of the (m + 2)² points, ((m + 2)², C, O).
+
+        For patches, m = 0: (9 C, O).
+        """
+        if m not in self._forms:
+            w = self.weight
+            if m:
+                _, G, _ = _matrices(m)
+                w = np.einsum("ai,bj,ocij->ocab", G, G, w.astype(np.float64))
+            rows = np.ascontiguousarray(w.transpose(2, 3, 1, 0), self.weight.dtype)
+            out_channels, channels = w.shape[:2]
+            self._forms[m] = rows.reshape(*([-1, channels] if m else [-1]), out_channels)
+        return self._forms[m]
 
 
 def convolve(h: Array, kernel: Kernel, bias: Array, stride: int, symmetric: bool) -> Array:
     """(B, H, W, C) to (B, H / stride, W / stride, O); see `ddpm_core.nn.Ops.conv2d`."""
     m = tile(h.shape, len(bias)) if stride == 1 else 0
-    out = _winograd(h, kernel.winograd(m), m) if m else _patches(h, kernel, stride, symmetric)
+    weight = kernel.form(m)
+    out = _winograd(h, weight, m) if m else _patches(h, weight, stride, symmetric)
     out += bias
     return out
 
@@ -53,7 +62,7 @@ def tile(shape: tuple[int, ...], out_channels: int) -> int:
     return 4 if pixels >= 768 and min(height, width) >= 8 else 2
 
 
-def _patches(h: Array, kernel: Kernel, stride: int, symmetric: bool) -> Array:
+def _patches(h: Array, weight: Array, stride: int, symmetric: bool) -> Array:
     batch, height, width, channels = h.shape
     before = 1 if symmetric else 0
     padded = _padded(h, before, height + before + 1, width + before + 1)
@@ -63,7 +72,7 @@ def _patches(h: Array, kernel: Kernel, stride: int, symmetric: bool) -> Array:
     patches = _scratch(0, (batch, height, width, 3, 3 * channels), h.dtype)
     steps = (b, stride * y, stride * x, y, c)
     np.copyto(patches, as_strided(padded, patches.shape, steps, writeable=False))
-    out = patches.reshape(-1, 9 * channels) @ kernel.patches
+    out = patches.reshape(-1, 9 * channels) @ weight
     return out.reshape(batch, height, width, -1)
 
 
