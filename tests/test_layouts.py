@@ -377,6 +377,16 @@ def test_schedules_of_diffusers(kind, options, schedule):
         assert layouts.target_of_diffusers(scheduler.config) == name
 
 
+def test_zero_terminal_snr_there_and_back():
+    """β_T = 1, where no data is left at T: the same levels, to the roundings of the betas."""
+    schedule = ddpm.zero_terminal_snr(ddpm.linear())
+    about = layouts.schedule_to_diffusers(schedule, "v")
+    assert about["trained_betas"][-1] == 1
+    found = layouts.schedule_of_diffusers(about)
+    assert found.logsnr[-1] == -np.inf
+    np.testing.assert_allclose(found.logsnr[1:-1], schedule.logsnr[1:-1], rtol=0, atol=1e-9)
+
+
 # What is refused. -------------------------------------------------------------------------------
 
 SMALL = {

@@ -982,6 +982,7 @@ BAD = [
     (ddpm.er_sde, {"order": 4}, "order must be 1, 2 or 3, but is 4"),
     (ddpm.er_sde, {"phi": lambda k: k**0.5}, r"phi\(k\) / k not fall as k rises"),
     (ddpm.er_sde, {"phi": lambda k: k - 1}, "phi must be positive"),
+    (ddpm.er_sde, {"phi": lambda k: -k}, "phi must be positive"),
     (ddpm.unipc_1, {"b": "bh3"}, "b must be bh1 or bh2, but is 'bh3'"),
     (ddpm.unipc_2, {"b": ""}, "b must be bh1 or bh2, but is ''"),
     (ddpm.unipc_3, {"b": None}, "b must be bh1 or bh2, but is None"),

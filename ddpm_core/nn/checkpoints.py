@@ -240,6 +240,8 @@ def _read_torch(path: Path) -> dict[str, Array]:
 def save_diffusers(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Writes a folder that diffusers reads: UNet2DModel's config.json and weights, and a scheduler.
 
+    The names of the classes and the notes have no place there.
+
     FileExistsError if it is there already; ValueError if diffusers has no such network or schedule.
     """
     to_bytes = _safetensors("safetensors.numpy").save

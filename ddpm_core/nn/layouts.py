@@ -6,6 +6,7 @@ the code that wrote it had.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
@@ -272,8 +273,11 @@ def schedule_of_diffusers(about: Mapping[str, Any]) -> Discrete:
         "squaredcos_cap_v2": lambda: cosine(T),
         "sigmoid": lambda: beta_sigmoid(T, **ends),
     }
-    if about.get("trained_betas") is not None:
-        schedule = from_betas(np.asarray(about["trained_betas"], dtype=np.float64))
+    betas = about.get("trained_betas")
+    if betas is not None and len(betas) > 1 and betas[-1] == 1:  # no data is left at T
+        schedule = Discrete((*from_betas(betas[:-1]).logsnr, -math.inf))
+    elif betas is not None:
+        schedule = from_betas(betas)
     elif kind in made:
         schedule = made[kind]()
     else:

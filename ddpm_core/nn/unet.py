@@ -34,13 +34,14 @@ class UNetConfig:
 
     The rest is as in Ho et al. 2020 by default:
 
-    heads: of attention; or head_width: their channels, whose number is then the width's quotient
+    heads: of attention, on every map; or head_width: the channels of each, so that wider maps
+        have more heads
     scale_shift: the time scales and shifts the second norm, and is not added before it
     residual_resampling: down and up by residual blocks with a 2x2 mean or nearest neighbours in
         them, and not by a convolution
     symmetric_padding: of the convolution that halves; else zeros on the right and at the bottom
     cosine_first: in the sinusoids of the time
-    endpoint: the slowest of the sinusoids' frequencies is 1 / 10000 and not the one before it
+    endpoint: the slowest sinusoid's frequency is 1 / 10000; without, the next would be
     eps: added to the variance in group norm
 
     >>> sum(math.prod(shape) for shape in parameter_shapes(UNetConfig()).values())

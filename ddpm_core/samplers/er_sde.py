@@ -48,10 +48,10 @@ def er_sde(
     t, s = steps_of(levels)
     k, run = ratio(levels), np.diff(ratio(levels))
     with np.errstate(over="ignore", invalid="ignore"):
-        r = np.where(k[1:] > 0, phi(k[1:]) / phi(k[:-1]), 0.0)
+        at_t, r = phi(k[:-1]), np.where(k[1:] > 0, phi(k[1:]) / phi(k[:-1]), 0.0)
     left = k[1:] ** 2 - (r * k[:-1]) ** 2
     lost = 1e-14 * k[1:] ** 2
-    if not np.all((r > 0) | (k[1:] == 0)) or np.any(left < -lost):
+    if not np.all((at_t > 0) & ((r > 0) | (k[1:] == 0))) or np.any(left < -lost):
         raise ValueError(
             f"phi must be positive and finite, and phi(k) / k not fall as k rises, for k from "
             f"{k[-1]:.3g} to {k[0]:.3g}; another phi, or a later time to start at, may do"
