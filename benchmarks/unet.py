@@ -1,25 +1,24 @@
-"""Time of one UNet call on the CPU, beside diffusers' own network with the same weights.
+"""Time and memory of one UNet call on the CPU, beside diffusers' own network on the same weights.
 
     pip install 'ddpm-core[cli,diffusers]' && python benchmarks/unet.py [--json FILE]
 
-All cases run in turn within a round; a ratio is taken within each round, and its median and
-quartiles are printed, with the largest difference of the outputs, relative to their largest.
+Each case is a process of its own, so that no library's idle threads or memory touch another's. All
+run in turn within a round; a ratio is taken within each round, and its median and quartiles are
+printed, with the peak memory of the process and the largest difference of the outputs, relative
+to their largest.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import platform
 import time
+from importlib.metadata import version
 from pathlib import Path
 
-import diffusers
 import numpy as np
-import torch
-
-import ddpm_core as ddpm
-from ddpm_core.nn import layouts
 
 CIFAR = {
     "sample_size": 32,
@@ -43,81 +42,147 @@ SMALL = CIFAR | {
 NETWORKS = {"google/ddpm-cifar10-32, 35.7 M": CIFAR, "bundled layout, 28x28": SMALL}
 
 
-def cases(about, batch):
-    """What to run, by name; each returns a NumPy array."""
+CASES = {  # by name: the backend and the dtype, or diffusers' own
+    "diffusers": (None, "float32"),
+    "ddpm-core, numpy": ("numpy", "float32"),
+    "ddpm-core, torch": ("torch", "float32"),
+    "ddpm-core, torch, bfloat16": ("torch", "bfloat16"),
+}
+
+
+def diffusers_network(about):
+    """diffusers' network, its weights drawn wide enough to tell errors from zero."""
+    import diffusers
+    import torch
+
     torch.manual_seed(0)
     net = diffusers.UNet2DModel(**about).eval()
     for p in net.parameters():
-        torch.nn.init.normal_(
-            p, 0.0 if p.ndim > 1 else 0.5, p[0].numel() ** -0.5 if p.ndim > 1 else 0.3
-        )
+        mean, spread = (0.0, p[0].numel() ** -0.5) if p.ndim > 1 else (0.5, 0.3)
+        torch.nn.init.normal_(p, mean, spread)
+    return net
+
+
+def converted(about):
+    """The same network as ours: a configuration, and parameters on the host."""
+    from ddpm_core.nn import layouts
+
+    net = diffusers_network(about)
     config = layouts.config_of_diffusers(net.config)
-    params = layouts.from_diffusers({n: p.numpy() for n, p in net.state_dict().items()}, config)
-    x = torch.randn(batch, config.channels, about["sample_size"], about["sample_size"])
-    t = torch.full((batch,), 500.0)
+    return config, layouts.from_diffusers(
+        {name: p.numpy() for name, p in net.state_dict().items()}, config
+    )
 
-    def theirs():
-        with torch.inference_mode():
-            return net(x, t).sample.numpy()
 
-    found = {"diffusers": theirs}
-    for name in ("numpy", "torch"):
-        on = ddpm.backend(name)
-        ours, x_on, t_on = on.network(params, config), on.asarray(x.numpy()), on.asarray(t.numpy())
+def inputs(about, batch):
+    rng = np.random.default_rng(0)
+    shape = (batch, about.get("in_channels", 3), about["sample_size"], about["sample_size"])
+    return rng.standard_normal(shape, np.float32), np.full(batch, 500, np.float32)
 
-        def run(on=on, ours=ours, x_on=x_on, t_on=t_on):
+
+def case(name, about, batch, ours):
+    """A function of nothing that calls the network once and returns a NumPy array."""
+    x, t = inputs(about, batch)
+    on, dtype = CASES[name]
+    if on is None:
+        import torch
+
+        net = diffusers_network(about)
+        x, t = torch.tensor(x), torch.tensor(t)
+
+        def run():
             with torch.inference_mode():
-                return on.to_numpy(ours(x_on, t_on))
+                return net(x, t).sample.numpy()
 
-        found[f"ddpm-core, {name}"] = run
-    return found
+        return run
+    import ddpm_core as ddpm
+
+    on = ddpm.backend(on, dtype=dtype)
+    config, params = ours
+    net, x, t = on.network(params, config), on.asarray(x), on.asarray(t)
+    return lambda: on.to_numpy(net(x, t))
 
 
-def measure(found, rounds):
-    """Seconds of each case, (rounds,), all cases in turn in each round."""
-    times = {name: [] for name in found}
-    names = list(found)
-    for k in range(rounds + 2):
+def serve(pipe, *about):
+    """The process of one case: seconds for each request, at last its output and peak memory."""
+    run = case(*about)
+    output = run()
+    pipe.send("ready")
+    while pipe.recv():
+        repeated(run, 0.1)  # the caches are warm, the threads of the others asleep
+        pipe.send(repeated(run, 0.3))
+    pipe.send((output, peak_memory()))
+
+
+def repeated(run, seconds):
+    """The mean time of a call, of as many as fill these seconds."""
+    start, calls = time.perf_counter(), 0
+    while calls == 0 or time.perf_counter() - start < seconds:
+        run()
+        calls += 1
+    return (time.perf_counter() - start) / calls
+
+
+def peak_memory():
+    """Of this process, in MiB. Not getrusage's, which counts what was before exec as well."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except FileNotFoundError:
+        return float("nan")
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def measure(names, about, batch, ours, rounds):
+    """Of each case: seconds (rounds,), the output, and the peak memory in MiB."""
+    context = multiprocessing.get_context("spawn")
+    pipes = {}
+    for name in names:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=serve, args=(theirs, name, about, batch, ours), daemon=True).start()
+        pipes[name].recv()
+    times = {name: [] for name in names}
+    for k in range(rounds):
         turn = k % len(names)
         for name in names[turn:] + names[:turn]:
-            start = time.perf_counter()
-            found[name]()
-            if k >= 2:
-                times[name].append(time.perf_counter() - start)
-    return {name: np.array(values) for name, values in times.items()}
+            pipes[name].send(True)
+            times[name].append(pipes[name].recv())
+    found = {}
+    for name in names:
+        pipes[name].send(False)
+        found[name] = (np.array(times[name]), *pipes[name].recv())
+    return found
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--cases", default="|".join(CASES), help="names, separated by |")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    environment = {
-        "machine": platform.machine(),
-        "numpy": np.__version__,
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "threads": torch.get_num_threads(),
-        "rounds": options.rounds,
+    names = options.cases.split("|")
+    environment = {"machine": platform.machine(), "rounds": options.rounds} | {
+        package: version(package) for package in ("numpy", "torch", "diffusers")
     }
     print(environment)
     results = {}
     for network, about in NETWORKS.items():
+        ours = converted(about)
         for batch in (1, 8):
-            found = cases(about, batch)
-            wanted = found["diffusers"]()
-            times = measure(found, options.rounds)
-            print(f"\n{network}, batch {batch}: milliseconds, and how many times faster")
-            for name, values in times.items():
-                ratio = np.quantile(times["diffusers"] / values, [0.25, 0.5, 0.75]).tolist()
-                off = float(np.abs(found[name]() - wanted).max() / np.abs(wanted).max())
+            found = measure(names, about, batch, ours, options.rounds)
+            base, wanted, memory = found[names[0]]
+            print(f"\n{network}, batch {batch}: ms, times faster [quartiles], peak memory, error")
+            for name, (seconds, output, peak) in found.items():
+                ratio = np.quantile(base / seconds, [0.25, 0.5, 0.75]).tolist()
+                off = float(np.abs(output - wanted).max() / np.abs(wanted).max())
                 print(
-                    f"  {name:20} {np.median(values) * 1e3:8.1f}   {ratio[1]:5.2f}  "
-                    f"[{ratio[0]:.2f}, {ratio[2]:.2f}]   off by {off:.0e}"
+                    f"  {name:26} {np.median(seconds) * 1e3:8.1f}   {ratio[1]:5.2f} "
+                    f"[{ratio[0]:.2f}, {ratio[2]:.2f}]   {peak:5.0f} MiB, {peak / memory:.2f}   "
+                    f"{off:.0e}"
                 )
                 results[f"{network}, batch {batch}, {name}"] = {
-                    "milliseconds": float(np.median(values) * 1e3),
+                    "milliseconds": float(np.median(seconds) * 1e3),
                     "times faster": ratio,
+                    "peak MiB": peak,
                     "off by": off,
                 }
     if options.json is not None:

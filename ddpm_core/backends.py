@@ -62,12 +62,17 @@ class Backend:
         """The function, compiled if this library does that."""
         return f
 
+    def inference_ops(self, config: UNetConfig) -> Ops:
+        """The operations of `network`, which needs no gradients."""
+        return self.ops
+
     def network(self, params: dict[str, Array], config: UNetConfig) -> Callable[..., Array]:
         """The UNet on host parameters, as (x_t, timestep, y=None) -> output; packed once."""
-        packed = self.ops.pack({name: self.asarray(value) for name, value in params.items()})
+        ops = self.inference_ops(config)
+        packed = ops.pack({name: self.asarray(value) for name, value in params.items()})
 
         def net(x: Array, timestep: Array, y: Array | None = None) -> Array:
-            return unet(packed, x, timestep, y, config=config, ops=self.ops)
+            return unet(packed, x, timestep, y, config=config, ops=ops)
 
         return net
 

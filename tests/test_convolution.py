@@ -1,4 +1,4 @@
-"""NumPy's convolutions: Winograd's tiles against patches, and what they lose on trained weights."""
+"""Convolutions: Winograd's tiles against SciPy's, and what they lose on trained weights."""
 
 from __future__ import annotations
 
@@ -106,3 +106,66 @@ def test_no_threadpoolctl(monkeypatch):
     """Without it there is one part, and nothing else changes."""
     monkeypatch.setitem(__import__("sys").modules, "threadpoolctl", None)
     assert numpy_backend._threads_of_blas() is None
+
+
+# torch, for inference on the CPU. -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("shape", "out", "kind"),
+    [
+        ((2, 128, 16, 16), 128, (3, 1, True)),  # Winograd's tiles
+        ((5, 128, 9, 13), 160, (3, 1, True)),  # tiles that do not divide the map
+        ((40, 128, 32, 32), 128, (3, 1, True)),  # more maps than the buffers hold at once
+        ((2, 128, 4, 4), 128, (3, 1, True)),
+        ((2, 32, 16, 16), 64, (3, 1, True)),
+        ((2, 128, 16, 16), 128, (3, 2, False)),
+        ((2, 128, 16, 16), 128, (3, 2, True)),
+        ((2, 128, 5, 6), 256, (1, 1, True)),
+    ],
+)
+@pytest.mark.parametrize("reorders", [True, False])
+def test_torch_convolutions(shape, out, kind, reorders, monkeypatch):
+    """In float32, with oneDNN's reordered weights and without, as torch's own in float64."""
+    torch = pytest.importorskip("torch")
+    from ddpm_core_torch import TorchOps, convolution
+    from ddpm_core_torch.ops import ChannelsLastOps
+
+    if not reorders:
+        monkeypatch.setattr(convolution.Packed, "reordered", lambda *_: None)
+    k, stride, symmetric = kind
+    rng = np.random.default_rng(0)
+    h = torch.tensor(rng.standard_normal(shape))
+    weight = torch.tensor(rng.standard_normal((out, shape[1], k, k)) / (k * shape[1] ** 0.5))
+    bias = torch.tensor(rng.standard_normal(out))
+    exact = TorchOps().conv2d(h, weight, bias, stride, symmetric)
+    ops = ChannelsLastOps()
+    packed = ops.pack({"weight": weight.float()})["weight"]
+    tiled = packed.winograd(shape) is not None
+    assert tiled == (stride == 1 and k == 3 and shape[1] >= 128 and shape[2] >= 8) or stride == 2
+    for _ in range(2):  # the second time on buffers that hold the first
+        found = ops.leave(ops.conv2d(ops.enter(h.float()), packed, bias.float(), stride, symmetric))
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4 if tiled else 1e-5)
+
+
+def test_torch_tiles_are_of_float32_only():
+    """bfloat16 cannot bear their cancellation, and float64 is asked for to be exact."""
+    torch = pytest.importorskip("torch")
+    from ddpm_core_torch.convolution import Packed
+
+    shape = (8, 256, 16, 16)
+    weight = torch.ones(256, 256, 3, 3)
+    assert Packed(weight).winograd(shape) is not None
+    assert Packed(weight.double()).winograd(shape) is None
+    assert Packed(weight.bfloat16()).winograd(shape) is None
+    assert Packed(weight.double()).reordered(shape, 1, 1) is None  # and oneDNN has no float64
+
+
+def test_torch_networks_of_wide_maps_have_channels_last():
+    pytest.importorskip("torch")
+    from ddpm_core.nn import UNetConfig
+    from ddpm_core_torch.ops import ChannelsLastOps
+
+    on = ddpm.backend("torch")
+    assert isinstance(on.inference_ops(UNetConfig()), ChannelsLastOps)
+    assert on.inference_ops(UNetConfig(widths=(64, 128))) is on.ops

@@ -200,7 +200,11 @@ def all_ops() -> list[Any]:
     found = [pytest.param(np.asarray, np.asarray, REFERENCE, id="reference")]
     found.append(pytest.param(np.asarray, np.asarray, NUMPY, id="numpy"))
     on = ddpm.backend("torch", dtype="float64")
-    return [*found, pytest.param(on.asarray, on.to_numpy, on.ops, id="torch")]
+    found.append(pytest.param(on.asarray, on.to_numpy, on.ops, id="torch"))
+    from ddpm_core_torch.ops import ChannelsLastOps
+
+    last = ChannelsLastOps()
+    return [*found, pytest.param(on.asarray, on.to_numpy, last, id="torch-channels-last")]
 
 
 @pytest.mark.parametrize(("there", "back", "ops"), all_ops())

@@ -21,12 +21,14 @@ from ddpm_core_numpy.convolution import Kernel, convolve
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
+NORMED = 2**17  # numbers that a norm works on at once
+
 
 class NumPyOps(Ops):
     """The UNet's operations on NumPy; maps are (B, H, W, C).
 
-    A convolution is matrix products (`convolution`); norms work image by image, which stays in the
-    processor's cache.
+    A convolution is matrix products (`convolution`); norms work on a few images at once, which
+    stay in the processor's cache.
     """
 
     def pack(self, params: dict[str, Array]) -> dict[str, Any]:
@@ -70,25 +72,28 @@ class NumPyOps(Ops):
     def _norm(
         self, h: Array, weight: Array, bias: Array, groups: int, eps: float, silu: bool
     ) -> Array:
-        _, height, width, channels = h.shape
+        batch, height, width, channels = h.shape
         each, pixels = channels // groups, height * width
         out = np.empty(h.shape, h.dtype)
-        scratch = np.empty((pixels, channels), h.dtype)
-        ones = np.full((1, pixels), 1 / pixels, h.dtype)  # means over pixels, as matrix products
-        for image, result in zip(h, out, strict=True):
-            r = result.reshape(pixels, channels)
-            mean = (ones @ image.reshape(pixels, channels)).reshape(groups, each).mean(axis=1)
-            np.subtract(image.reshape(pixels, channels), mean.repeat(each), out=r)
-            np.multiply(r, r, out=scratch)
-            var = (ones @ scratch).reshape(groups, each).mean(axis=1)
-            r *= (1 / np.sqrt(var + eps)).repeat(each).astype(h.dtype, copy=False) * weight
+        some = max(1, min(batch, NORMED // (pixels * channels)))
+        scratch = np.empty((some, pixels, channels), h.dtype)
+        # Means over the pixels as matrix products, and then over the channels of a group.
+        ones = np.full((1, pixels), 1 / (pixels * each), h.dtype)
+        for start in range(0, batch, some):
+            x = h[start : start + some].reshape(-1, pixels, channels)
+            r, other = out[start : start + some].reshape(x.shape), scratch[: len(x)]
+            mean = (ones @ x).reshape(-1, 1, groups, each).sum(axis=3)
+            np.subtract(x, mean.repeat(each, axis=2), out=r)
+            np.multiply(r, r, out=other)
+            var = (ones @ other).reshape(-1, 1, groups, each).sum(axis=3)
+            r *= (1 / np.sqrt(var + eps)).repeat(each, axis=2).astype(h.dtype, copy=False) * weight
             r += bias
             if silu:
-                np.negative(r, out=scratch)
+                np.negative(r, out=other)
                 with np.errstate(over="ignore"):  # x / inf = 0 is right
-                    np.exp(scratch, out=scratch)
-                scratch += 1
-                r /= scratch
+                    np.exp(other, out=other)
+                other += 1
+                r /= other
         return out
 
     def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:

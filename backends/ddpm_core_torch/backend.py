@@ -1,70 +1,19 @@
-"""What torch supplies: arrays, noise, fast operations."""
+"""What torch supplies: arrays, noise, the UNet by fast operations."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import array_api_compat.torch as xp
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ddpm_core.backends import Backend
 from ddpm_core.levels import fit
 from ddpm_core.nn import Ops, UNetConfig
-
-
-class TorchOps(Ops):
-    """The UNet's operations on torch, differentiable; maps are (B, C, H, W).
-
-    Attention is two matrix products on the CPU, where they are faster backwards than the fused
-    kernel, and the fused kernel elsewhere.
-    """
-
-    def conv2d(
-        self,
-        h: Tensor,
-        weight: Tensor,
-        bias: Tensor,
-        stride: int = 1,
-        symmetric: bool = True,
-    ) -> Tensor:
-        if not symmetric:
-            return F.conv2d(F.pad(h, (0, 1, 0, 1)), weight, bias, stride)
-        return F.conv2d(h, weight, bias, stride, padding=weight.shape[-1] // 2)
-
-    def group_norm(
-        self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
-    ) -> Tensor:
-        # Not F.group_norm, which refuses groups of one value: their result is the bias.
-        return torch.group_norm(h, groups, weight, bias, eps)
-
-    def silu(self, x: Tensor) -> Tensor:
-        return F.silu(x)
-
-    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-        return F.linear(x, weight, bias)
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
-        batch, channels, height, width = q.shape
-        each = channels // heads
-        q, k, v = (a.reshape(batch * heads, each, height * width) for a in (q, k, v))
-        if q.device.type == "cpu":
-            weights = torch.softmax(q.mT @ k * (1 / math.sqrt(each)), dim=-1)
-            out = v @ weights.mT
-        else:
-            q, k, v = (a.mT.reshape(batch, heads, -1, each) for a in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v).mT
-        return out.reshape(batch, channels, height, width)
-
-    def downsample(self, h: Tensor) -> Tensor:
-        return F.avg_pool2d(h, 2)
-
-    def upsample(self, h: Tensor) -> Tensor:
-        return F.interpolate(h, scale_factor=2.0, mode="nearest")
+from ddpm_core_torch.ops import ChannelsLastOps, TorchOps
 
 
 class Torch(Backend):
@@ -120,6 +69,11 @@ class Torch(Backend):
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
         return torch.compile(f)
+
+    def inference_ops(self, config: UNetConfig) -> Ops:
+        # Narrow maps are small enough to be faster in torch's own layout.
+        wide = self.device.type == "cpu" and min(config.widths) >= 128
+        return ChannelsLastOps() if wide else self.ops
 
     def network(self, params: dict[str, Any], config: UNetConfig) -> Callable[..., Tensor]:
         return torch.inference_mode()(super().network(params, config))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_core.nn import UNetConfig, initialise, unet
-from ddpm_core_torch.backend import TorchOps
+from ddpm_core_torch.ops import TorchOps
 
 
 class UNet(nn.Module):

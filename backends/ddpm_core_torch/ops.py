@@ -1,0 +1,102 @@
+"""The UNet's operations on torch."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ddpm_core.nn import Ops
+from ddpm_core_torch.convolution import Packed, convolve
+
+
+class TorchOps(Ops):
+    """The UNet's operations on torch, differentiable; maps are (B, C, H, W).
+
+    Attention is two matrix products on the CPU, where they are faster backwards than the fused
+    kernel, and the fused kernel elsewhere.
+    """
+
+    def conv2d(
+        self,
+        h: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        stride: int = 1,
+        symmetric: bool = True,
+    ) -> Tensor:
+        if not symmetric:
+            return F.conv2d(F.pad(h, (0, 1, 0, 1)), weight, bias, stride)
+        if weight.shape[-1] == 1 and h.device.type == "cpu":
+            weights = weight.flatten(1).expand(len(h), -1, -1)
+            out = torch.baddbmm(bias[:, None], weights, h.flatten(2))
+            return out.reshape(len(h), -1, *h.shape[2:])
+        return F.conv2d(h, weight, bias, stride, padding=weight.shape[-1] // 2)
+
+    def group_norm(
+        self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        # Not F.group_norm, which refuses groups of one value: their result is the bias.
+        return torch.group_norm(h, groups, weight, bias, eps)
+
+    def silu(self, x: Tensor) -> Tensor:
+        return F.silu(x)
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+        return F.linear(x, weight, bias)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
+        batch, channels, height, width = q.shape
+        each = channels // heads
+        q, k, v = (a.reshape(batch * heads, each, height * width) for a in (q, k, v))
+        if q.device.type == "cpu":
+            weights = torch.softmax(q.mT @ k * (1 / math.sqrt(each)), dim=-1)
+            out = v @ weights.mT
+        else:
+            q, k, v = (a.mT.reshape(batch, heads, -1, each) for a in (q, k, v))
+            out = F.scaled_dot_product_attention(q, k, v).mT
+        return out.reshape(batch, channels, height, width)
+
+    def downsample(self, h: Tensor) -> Tensor:
+        return F.avg_pool2d(h, 2)
+
+    def upsample(self, h: Tensor) -> Tensor:
+        return F.interpolate(h, scale_factor=2.0, mode="nearest")
+
+
+class ChannelsLastOps(TorchOps):
+    """The same for inference on the CPU: maps (B, C, H, W) with channels last in memory."""
+
+    def pack(self, params: dict[str, Tensor]) -> dict[str, Any]:
+        return {name: Packed(p) if p.ndim == 4 else p for name, p in params.items()}
+
+    def enter(self, x: Tensor) -> Tensor:
+        return x.contiguous(memory_format=torch.channels_last)
+
+    def leave(self, h: Tensor) -> Tensor:
+        return h.contiguous()
+
+    def conv2d(
+        self,
+        h: Tensor,
+        weight: Any,
+        bias: Tensor,
+        stride: int = 1,
+        symmetric: bool = True,
+    ) -> Tensor:
+        return convolve(h, weight, bias, stride, symmetric)
+
+    def group_norm_silu(
+        self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        return F.silu(torch.group_norm(h, groups, weight, bias, eps), inplace=True)
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
+        batch, channels, height, width = q.shape
+        shape = (batch, height * width, heads, channels // heads)
+        q, k, v = (a.permute(0, 2, 3, 1).reshape(shape).transpose(1, 2) for a in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
