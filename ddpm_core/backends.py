@@ -80,11 +80,12 @@ class Backend:
         return f"{type(self).__name__}(device={self.device!r}, dtype={self.dtype!r})"
 
 
-def backend(name: str, *, device: Any = None, dtype: str = "float32") -> Backend:
-    """The backend of a name: numpy, torch, or one registered by another package.
+def backend(name: str, *, device: Any = None, dtype: str = "float32", **options: Any) -> Backend:
+    """The backend of a name: numpy, torch, jax, cupy, or one registered by another package.
 
     device: as the library names it; None is its default
     dtype: "float32", "float64", or another name the library has
+    options: what this backend alone takes, such as compile= of torch
 
     LookupError if there is none of that name, ImportError with the line that installs what it
     needs if its library is missing.
@@ -101,7 +102,7 @@ def backend(name: str, *, device: Any = None, dtype: str = "float32") -> Backend
         dist = found[name].dist
         package = f"ddpm-core[{name}]" if dist is None or dist.name == "ddpm-core" else dist.name
         raise ImportError(f"backend {name!r} needs {error.name}: pip install '{package}'") from None
-    return kind(device=device, dtype=dtype)
+    return kind(device=device, dtype=dtype, **options)
 
 
 def discover() -> dict[str, EntryPoint]:

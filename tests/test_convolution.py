@@ -129,7 +129,7 @@ def test_torch_convolutions(shape, out, kind, reorders, monkeypatch):
     """In float32, with oneDNN's reordered weights and without, as torch's own in float64."""
     torch = pytest.importorskip("torch")
     from ddpm_core_torch import TorchOps, convolution
-    from ddpm_core_torch.ops import ChannelsLastOps
+    from ddpm_core_torch.ops import InferenceOps
 
     if not reorders:
         monkeypatch.setattr(convolution.Packed, "reordered", lambda *_: None)
@@ -139,7 +139,7 @@ def test_torch_convolutions(shape, out, kind, reorders, monkeypatch):
     weight = torch.tensor(rng.standard_normal((out, shape[1], k, k)) / (k * shape[1] ** 0.5))
     bias = torch.tensor(rng.standard_normal(out))
     exact = TorchOps().conv2d(h, weight, bias, stride, symmetric)
-    ops = ChannelsLastOps()
+    ops = InferenceOps()
     packed = ops.pack({"weight": weight.float()})["weight"]
     tiled = packed.winograd(shape) is not None
     assert tiled == (stride == 1 and k == 3 and shape[1] >= 128 and shape[2] >= 8) or stride == 2
@@ -164,8 +164,8 @@ def test_torch_tiles_are_of_float32_only():
 def test_torch_networks_of_wide_maps_have_channels_last():
     pytest.importorskip("torch")
     from ddpm_core.nn import UNetConfig
-    from ddpm_core_torch.ops import ChannelsLastOps
+    from ddpm_core_torch.ops import InferenceOps
 
     on = ddpm.backend("torch")
-    assert isinstance(on.inference_ops(UNetConfig()), ChannelsLastOps)
+    assert isinstance(on.inference_ops(UNetConfig()), InferenceOps)
     assert on.inference_ops(UNetConfig(widths=(64, 128))) is on.ops

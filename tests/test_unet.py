@@ -201,10 +201,11 @@ def all_ops() -> list[Any]:
     found.append(pytest.param(np.asarray, np.asarray, NUMPY, id="numpy"))
     on = ddpm.backend("torch", dtype="float64")
     found.append(pytest.param(on.asarray, on.to_numpy, on.ops, id="torch"))
-    from ddpm_core_torch.ops import ChannelsLastOps
+    from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps
 
-    last = ChannelsLastOps()
-    return [*found, pytest.param(on.asarray, on.to_numpy, last, id="torch-channels-last")]
+    for name, ops in (("channels-last", ChannelsLastOps()), ("inference", InferenceOps())):
+        found.append(pytest.param(on.asarray, on.to_numpy, ops, id=f"torch-{name}"))
+    return found
 
 
 @pytest.mark.parametrize(("there", "back", "ops"), all_ops())

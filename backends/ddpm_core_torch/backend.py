@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -13,20 +14,25 @@ from torch import Tensor
 from ddpm_core.backends import Backend
 from ddpm_core.levels import fit
 from ddpm_core.nn import Ops, UNetConfig
-from ddpm_core_torch.ops import ChannelsLastOps, TorchOps
+from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps, TorchOps
 
 
 class Torch(Backend):
     """torch, on any of its devices.
 
     device: "cpu", "cuda", ...; None is torch's default
-    dtype: "float32", "float64", "bfloat16"
+    dtype: "float32", "float64", "bfloat16". A network takes x of another dtype too, computes in
+        this one and returns that one: keep the state in float32 when the weights are bfloat16
+    compile: compile networks, at their first call for each shape
     """
 
     name = "torch"
 
-    def __init__(self, device: Any = None, dtype: str = "float32") -> None:
+    def __init__(
+        self, device: Any = None, dtype: str = "float32", *, compile: bool = False
+    ) -> None:
         self.xp = xp
+        self.compiled = compile
         self.dtype = getattr(torch, dtype, None)
         if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
             raise ValueError(f"torch has no floating-point dtype {dtype!r}; float32 is one")
@@ -67,13 +73,55 @@ class Torch(Backend):
                 total.addcmul_(c, x)
         return torch.zeros_like(terms[0][1]) if total is None else total
 
+    def asarray(self, a: Any, dtype: Any = None) -> Tensor:
+        if self.device.type == "cuda" and not isinstance(a, Tensor):
+            # From pinned memory the copy goes on while the host does.
+            a = torch.as_tensor(np.asarray(a), dtype=self.dtype if dtype is None else dtype)
+            return a.pin_memory().to(self.device, non_blocking=True)
+        return super().asarray(a, dtype)
+
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        return torch.compile(f)
+        """The function, compiled; on CUDA its calls are CUDA graphs, over buffers that stay.
+
+        Tensors are inputs of a graph, and numbers too unless they are new at every call: what
+        changes from step to step is better a tensor.
+        """
+        if self.device.type != "cuda":
+            return torch.compile(f)
+        fast = torch.compile(f, mode="reduce-overhead")
+
+        @functools.wraps(f)
+        def launched(*args: Any, **kwargs: Any) -> Any:
+            torch.compiler.cudagraph_mark_step_begin()
+            return _copied(fast(*args, **kwargs))  # the next call writes over it
+
+        return launched
 
     def inference_ops(self, config: UNetConfig) -> Ops:
+        if self.device.type != "cpu":
+            return ChannelsLastOps()
         # Narrow maps are small enough to be faster in torch's own layout.
-        wide = self.device.type == "cpu" and min(config.widths) >= 128
-        return ChannelsLastOps() if wide else self.ops
+        wide = min(config.widths) >= 128 and not self.compiled
+        return InferenceOps() if wide else self.ops
 
     def network(self, params: dict[str, Any], config: UNetConfig) -> Callable[..., Tensor]:
-        return torch.inference_mode()(super().network(params, config))
+        net = super().network(params, config)
+        if self.compiled:
+            net = self.compile(net)
+
+        @torch.no_grad()
+        def run(x: Tensor, timestep: Tensor, y: Tensor | None = None) -> Tensor:
+            return net(x.to(self.dtype), timestep, y).to(x.dtype)
+
+        return run
+
+
+def _copied(result: Any) -> Any:
+    """A tensor, or a tuple of them and of tuples, in memory of its own."""
+    if isinstance(result, Tensor):
+        return result.clone()
+    if isinstance(result, tuple):
+        kind = cast("Any", type(cast("Any", result)))
+        parts = [_copied(part) for part in cast("tuple[Any, ...]", result)]
+        return tuple(parts) if kind is tuple else kind(*parts)
+    return result

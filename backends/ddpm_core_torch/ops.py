@@ -68,16 +68,30 @@ class TorchOps(Ops):
 
 
 class ChannelsLastOps(TorchOps):
-    """The same for inference on the CPU: maps (B, C, H, W) with channels last in memory."""
+    """The same with channels last in memory: the layout of a GPU's fast convolutions."""
 
     def pack(self, params: dict[str, Tensor]) -> dict[str, Any]:
-        return {name: Packed(p) if p.ndim == 4 else p for name, p in params.items()}
+        return {name: self.enter(p) if p.ndim == 4 else p for name, p in params.items()}
 
     def enter(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
 
     def leave(self, h: Tensor) -> Tensor:
         return h.contiguous()
+
+    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
+        batch, channels, height, width = q.shape
+        shape = (batch, height * width, heads, channels // heads)
+        q, k, v = (a.permute(0, 2, 3, 1).reshape(shape).transpose(1, 2) for a in (q, k, v))
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+
+
+class InferenceOps(ChannelsLastOps):
+    """And for inference on the CPU: convolutions of `convolution`, no gradients."""
+
+    def pack(self, params: dict[str, Tensor]) -> dict[str, Any]:
+        return {name: Packed(p) if p.ndim == 4 else p for name, p in params.items()}
 
     def conv2d(
         self,
@@ -93,10 +107,3 @@ class ChannelsLastOps(TorchOps):
         self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> Tensor:
         return F.silu(torch.group_norm(h, groups, weight, bias, eps), inplace=True)
-
-    def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
-        batch, channels, height, width = q.shape
-        shape = (batch, height * width, heads, channels // heads)
-        q, k, v = (a.permute(0, 2, 3, 1).reshape(shape).transpose(1, 2) for a in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)

@@ -284,8 +284,9 @@ def _sinusoids(timestep: Array, config: UNetConfig, x: Array) -> Array:
     width = config.widths[0]
     half = width // 2
     dtype = xp.float64 if x.dtype == xp.float64 else xp.float32
-    steps = np.arange(half) / max(half - config.endpoint, 1)
-    rates = xp.asarray((10000.0**-steps).tolist(), dtype=dtype, **device_of(xp, x))
+    slowest = max(half - config.endpoint, 1)
+    rates = [10000.0 ** (-i / slowest) for i in range(half)]  # torch.compile traces no NumPy here
+    rates = xp.asarray(rates, dtype=dtype, **device_of(xp, x))
     time = xp.reshape(xp.astype(timestep, dtype), (-1, 1))
     angles = time * xp.reshape(rates, (1, -1))
     parts = [xp.sin(angles), xp.cos(angles)]

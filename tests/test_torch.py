@@ -1,0 +1,207 @@
+"""The torch backend, as far as it goes without a GPU: waits, transfers, compiling."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import ddpm_core as ddpm
+from ddpm_core import Level, Predictor, State, advance, dpmpp_2m
+from ddpm_core.nn import UNetConfig, initialise
+from ddpm_core.samplers import Row
+
+torch = pytest.importorskip("torch")
+
+from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+
+from ddpm_core_torch import Torch  # noqa: E402
+from ddpm_core_torch.ops import ChannelsLastOps  # noqa: E402
+
+CONFIG = UNetConfig(widths=(32, 64), blocks=1, attention=(1,), classes=3, scale_shift=True)
+SCHEDULE = ddpm.linear(1000)
+PARAMS = {
+    name: p + 0.1 * np.random.default_rng(1).standard_normal(p.shape).astype(np.float32)
+    for name, p in initialise(CONFIG, np.random.default_rng(0)).items()
+}
+
+
+class Watch(TorchDispatchMode):
+    """Keeps the names of the operations that look at values, and those off the device."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device, self.looks, self.elsewhere = device, [], []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        name = str(func)
+        if name.startswith(("aten._local_scalar_dense", "aten.nonzero", "aten.equal", "aten.item")):
+            self.looks.append(name)
+        if isinstance(out, torch.Tensor) and out.ndim and out.device.type != self.device:
+            self.elsewhere.append(name)
+        return out
+
+
+def step_of(on: Any, net: Any) -> Any:
+    """A step of DPM-Solver++(2M) on that network: its row, of tensors, is an input too."""
+    predict = Predictor(net, SCHEDULE)
+
+    def step(row: Row, x: Any, memory: Any, y: Any) -> Any:
+        output = predict.output(x, row.level, y=y)[0]
+        return advance(row, State(x, x, (memory,)), output, lincomb=on.lincomb)
+
+    return step
+
+
+def row_of(on: Any) -> Row:
+    """The coefficients of its second step, on the device."""
+    rows = dpmpp_2m(SCHEDULE, 4).given(ddpm.eps).rows_as(on.xp, on.xp.float32, on.device)
+    return Row(
+        Level(*(field[1] for field in rows.level)),
+        *(tuple(c[1] for c in part) for part in (rows.read, rows.point, rows.anchor)),
+    )
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_step_waits_for_nothing(dtype):
+    """On the device without values, with a GPU's operations: a look is an error, a copy is seen."""
+    on = Torch(device="meta", dtype=dtype)
+    assert isinstance(on.inference_ops(CONFIG), ChannelsLastOps)
+    step = step_of(on, on.network(PARAMS, CONFIG))
+    x = torch.empty(2, 3, 16, 16, device="meta")
+    row = row_of(on)
+    with Watch("meta") as watch:
+        state = step(row, x, x, torch.zeros(2, dtype=torch.int64, device="meta"))
+    assert watch.looks == []
+    assert watch.elsewhere == []
+    assert state.point.dtype == torch.float32  # the state's, not the weights'
+
+
+def test_the_watch_sees():
+    """What the test above would find."""
+    with FakeTensorMode(), Watch("cuda") as watch:
+        x = torch.ones(3, device="cuda")
+        (x.cpu() + 1).sum()
+    assert watch.elsewhere == ["aten._to_copy.default", "aten.add.Tensor"]
+    with Watch("cpu") as watch:
+        float(torch.ones(()))
+    assert watch.looks == ["aten._local_scalar_dense.default"]
+
+
+@pytest.fixture
+def inputs() -> tuple[Row, Any, Any, Any]:
+    rng = np.random.default_rng(2)
+    x, memory = (torch.tensor(rng.standard_normal((2, 3, 16, 16), np.float32)) for _ in range(2))
+    return row_of(Torch()), x, memory, torch.tensor([1, -1])
+
+
+def plain(on: Torch, ops: Any) -> Any:
+    """A step on the CPU with the operations of a GPU's network."""
+    on.inference_ops = lambda config: ops
+    return step_of(on, on.network(PARAMS, CONFIG))
+
+
+def test_operations_of_a_gpu_agree(inputs):
+    """Channels last and the fused attention, run on the CPU, against NumPy."""
+    found = plain(Torch(), ChannelsLastOps())(*inputs).point
+    on = ddpm.backend("numpy", dtype="float64")
+    x, memory, y = (a.numpy() for a in inputs[1:])
+    step = step_of(on, on.network(PARAMS, CONFIG))
+    wanted = step(row_of(on), x.astype(float), memory.astype(float), y).point
+    assert np.abs(found.numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
+
+
+def test_bfloat16_weights_and_float32_state(inputs):
+    """The state keeps its dtype, and the output is float32's to 8 bits, added up over layers."""
+    ours = Torch(dtype="bfloat16").network(PARAMS, CONFIG)
+    _, x, _, y = inputs
+    t = torch.tensor([999.0, 10.0])
+    found, wanted = ours(x, t, y), Torch().network(PARAMS, CONFIG)(x, t, y)
+    assert found.dtype == torch.float32
+    off = (found - wanted).abs().max() / wanted.abs().max()
+    assert 1e-4 < off < 5e-2  # computed in bfloat16 indeed, and well
+
+
+@pytest.mark.filterwarnings("ignore:.*lru_cache")  # of array_api_compat's
+def test_a_step_is_one_graph(inputs):
+    """torch.compile finds no place where it must go back to Python, and the numbers stay."""
+    step = plain(Torch(), ChannelsLastOps())
+    torch.compiler.reset()
+    about = torch._dynamo.explain(step)(*inputs)
+    assert (about.graph_count, about.graph_break_count) == (1, 0), about.break_reasons
+    torch.compiler.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(*inputs).point, step(*inputs).point, rtol=0, atol=1e-5)
+
+
+def test_a_step_exports(inputs):
+    """torch.export keeps one step as a program of tensors, which gives the same numbers."""
+    step = plain(Torch(), ChannelsLastOps())
+
+    class Step(torch.nn.Module):
+        def forward(self, row: Row, x: Any, memory: Any, y: Any) -> Any:
+            return step(row, x, memory, y).point
+
+    program = torch.export.export(Step(), inputs)
+    found = program.module()(*inputs)
+    torch.testing.assert_close(found, step(*inputs).point, rtol=0, atol=1e-5)
+
+
+def test_compiled_networks(inputs, monkeypatch):
+    """compile=True compiles what `network` makes, without operations that cannot be."""
+    calls = []
+
+    def compiled(f: Any, **options: Any) -> Any:
+        calls.append(options)
+        return f
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    on = ddpm.backend("torch", compile=True)
+    assert on.inference_ops(UNetConfig()) is on.ops
+    _, x, _, y = inputs
+    found = on.network(PARAMS, CONFIG)(x, torch.tensor([3.0, 7.0]), y)
+    wanted = Torch().network(PARAMS, CONFIG)(x, torch.tensor([3.0, 7.0]), y)
+    torch.testing.assert_close(found, wanted)
+    assert calls == [{}]
+
+
+def test_compiled_calls_on_cuda_keep_their_results(monkeypatch):
+    """A graph writes over its buffers at the next call: what was returned must not change."""
+    buffer = torch.zeros(2)
+    steps = []
+
+    def compiled(f: Any, mode: str) -> Any:
+        assert mode == "reduce-overhead"
+        return lambda x: State(buffer.copy_(x), (buffer, 3), ())
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    mark = torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(1)
+    monkeypatch.setattr(*mark)
+    on = Torch()
+    on.device = torch.device("cuda")
+    fast = on.compile(lambda x: x)
+    first = fast(torch.ones(2))
+    second = fast(2 * torch.ones(2))
+    assert isinstance(first, State)
+    assert first.anchor[1] == 3
+    for result, value in ((first, 1.0), (second, 2.0)):
+        assert result.point.tolist() == result.anchor[0].tolist() == [value, value]
+    assert steps == [1, 1]
+
+
+def test_host_data_goes_by_pinned_memory(monkeypatch):
+    """And the host does not wait for it."""
+    calls = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: (calls.append("pin"), self)[1])
+    monkeypatch.setattr(
+        torch.Tensor, "to", lambda self, *to, **how: (calls.append((*to, how)), self)[1]
+    )
+    on = Torch(dtype="bfloat16")
+    on.device = torch.device("cuda")
+    x = on.asarray(np.ones((2, 3)))
+    assert calls == ["pin", (on.device, {"non_blocking": True})]
+    assert (x.dtype, x.shape) == (torch.bfloat16, (2, 3))
+    assert on.asarray([1, 2], torch.int64).dtype == torch.int64
