@@ -14,6 +14,7 @@ import numpy as np
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.levels import combine
 from ddpm_core.nn import Ops, UNetConfig, unet
+from ddpm_core.noise import portable_noise
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint
@@ -50,6 +51,10 @@ class Backend:
         Reproducible for one library, device and batch; `portable_noise` is for all of them.
         """
         raise NotImplementedError
+
+    def portable_noise(self, seed: int) -> Callable[..., Array]:
+        """`ddpm_core.portable_noise` of this library, device and dtype: the same bits on all."""
+        return portable_noise(seed, self.xp, self.device, self.dtype)
 
     def lincomb(self, *terms: tuple[Scalar, Array]) -> Array:
         """Σ c x of terms (c, x) of one shape and dtype, as `advance` asks for it: a new array.

@@ -315,7 +315,7 @@ BAD_SAMPLES = {
     "out suffix": (["--out", "s.jpg"], "s.jpg must end in .png"),
     "gif suffix": (["--gif", "s.png"], "s.png must end in .gif"),
     "gif folder": (["--gif", "none/s.gif"], "no folder none"),
-    "backend": (["--backend", "tf"], "no backend 'tf' .registered: numpy, torch"),
+    "backend": (["--backend", "tf"], "no backend 'tf' .registered: cupy, jax, numpy, torch"),
     "device": (["--device", "cuda"], "NumPy has no device 'cuda'"),
     "torch device": (["--backend", "torch", "--device", "no"], "torch cannot use device 'no'"),
     "option": (["--colour"], "No such option"),

@@ -339,7 +339,7 @@ def test_sinusoids(width, dtype, endpoint, cosine_first):
     config = UNetConfig(
         widths=(width,), attention=(), groups=1, endpoint=endpoint, cosine_first=cosine_first
     )
-    found = _sinusoids(t.astype(np.float32), config, np.zeros(1, dtype=dtype))
+    found = _sinusoids(t.astype(np.float32), config, np.zeros(1, dtype=dtype), Ops())
     assert found.dtype == dtype
     # The angle is at most 999 and rounded twice, its rate and itself.
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2 * 999 * np.finfo(dtype).eps)

@@ -1,4 +1,4 @@
-"""The command line: `ddpm-core sample`, `train`, `evaluate`, `convert`, `info`."""
+"""The command line: `ddpm-core sample`, `train`, `evaluate`, `convert`, `verify`, `info`."""
 
 from __future__ import annotations
 

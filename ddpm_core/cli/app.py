@@ -9,6 +9,7 @@ from ddpm_core.cli.evaluate import evaluate
 from ddpm_core.cli.info import info
 from ddpm_core.cli.sample import sample
 from ddpm_core.cli.train import train
+from ddpm_core.cli.verify import verify
 
 app = typer.Typer(
     help="Denoising diffusion probabilistic models (Ho et al. 2020): sample, train, evaluate.",
@@ -16,7 +17,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (sample, train, evaluate, convert, info):
+for _command in (sample, train, evaluate, convert, verify, info):
     app.command()(_command)
 
 

@@ -25,7 +25,6 @@ from ddpm_core.denoisers import clip
 from ddpm_core.levels import Level, level_at, steps_of
 from ddpm_core.likelihood import Elbo, bits_per_dim, elbo, errors_at, interpolated
 from ddpm_core.nn.checkpoints import Checkpoint, write_whole
-from ddpm_core.noise import portable_noise
 from ddpm_core.process import large, small
 from ddpm_core.reverse import Reverse, learned_range, optimal, reverse
 from ddpm_core.samplers import levels_of
@@ -173,7 +172,7 @@ class _Run:
 
     def batches(self, images: datasets.Images, first_id: int = 0) -> Iterable[tuple[Any, ...]]:
         """Where each batch starts, its x_0, its noise, and its conditions."""
-        portable = portable_noise(self.seed, self.on.xp, self.on.device, self.on.dtype)
+        portable = self.on.portable_noise(self.seed)
         for first in range(0, len(images.images), self.batch):
             part = images.images[first : first + self.batch]
             ids = self.on.asarray(np.arange(first, first + len(part)) + first_id, self.on.xp.int32)

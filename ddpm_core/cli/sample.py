@@ -17,7 +17,6 @@ from ddpm_core.cli import pictures
 from ddpm_core.cli.models import open_model
 from ddpm_core.denoisers import clip
 from ddpm_core.nn.checkpoints import Checkpoint
-from ddpm_core.noise import portable_noise
 from ddpm_core.samplers import Sampler, trajectory
 
 _NAMES = """
@@ -104,7 +103,7 @@ def draw(
     from rich.progress import Progress, TimeElapsedColumn
 
     denoise = clip(checkpoint.predictor(on))
-    noise = portable_noise(seed, on.xp, on.device, on.dtype)
+    noise = on.portable_noise(seed)
     shape = (checkpoint.config.channels, *checkpoint.size)
     parts: list[list[Array]] = []
     columns = (*Progress.get_default_columns(), TimeElapsedColumn())

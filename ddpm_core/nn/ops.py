@@ -25,6 +25,11 @@ class Ops:
         """The parameters in the form that these operations like best, prepared once."""
         return params
 
+    def constant(self, values: list[float], dtype: Any, x: Array) -> Array:
+        """Numbers of the host as a vector beside x, the same at every call."""
+        xp = array_namespace(x)
+        return xp.asarray(values, dtype=dtype, **device_of(xp, x))
+
     def enter(self, x: Array) -> Array:
         """(B, C, H, W) into the layout of the feature maps."""
         return x

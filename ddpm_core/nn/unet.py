@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
 from ddpm_core._typing import Array
-from ddpm_core.levels import astype, device_of
+from ddpm_core.levels import astype
 from ddpm_core.nn.ops import Ops
 
 
@@ -156,7 +156,7 @@ def unet(
             return residual(h, name, ops.upsample)
         return conv(ops.upsample(h), f"{name}.conv")
 
-    e = _sinusoids(timestep, config, x)
+    e = _sinusoids(timestep, config, x, ops)
     e = ops.linear(ops.silu(ops.linear(e, *p("temb.dense.0"))), *p("temb.dense.1"))
     if y is not None:
         e = e + _class_vectors(params["class_embedding.weight"], y)
@@ -274,7 +274,7 @@ def initialise(config: UNetConfig, rng: np.random.Generator) -> dict[str, Array]
     return params
 
 
-def _sinusoids(timestep: Array, config: UNetConfig, x: Array) -> Array:
+def _sinusoids(timestep: Array, config: UNetConfig, x: Array, ops: Ops) -> Array:
     """[sin, cos] of the timestep at width // 2 frequencies from 1 to 1/10000: (B, width).
 
     Vaswani et al. 2017 with the frequencies of the code of Ho et al. 2020. Angles reach 999, which
@@ -286,7 +286,7 @@ def _sinusoids(timestep: Array, config: UNetConfig, x: Array) -> Array:
     dtype = xp.float64 if x.dtype == xp.float64 else xp.float32
     slowest = max(half - config.endpoint, 1)
     rates = [10000.0 ** (-i / slowest) for i in range(half)]  # torch.compile traces no NumPy here
-    rates = xp.asarray(rates, dtype=dtype, **device_of(xp, x))
+    rates = ops.constant(rates, dtype, x)
     time = xp.reshape(xp.astype(timestep, dtype), (-1, 1))
     angles = time * xp.reshape(rates, (1, -1))
     parts = [xp.sin(angles), xp.cos(angles)]

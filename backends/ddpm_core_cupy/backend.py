@@ -1,0 +1,209 @@
+"""What CuPy supplies: arrays on a GPU, noise, and operations on maps with channels last.
+
+Nothing here waits for the GPU but `to_numpy` and `pack`, so a step of a sampler can be captured as
+a CUDA graph. No gradients: CuPy samples and evaluates; torch and JAX train.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+import re
+from collections.abc import Callable
+from typing import Any
+
+import array_api_compat.cupy as xp
+import numpy as np
+
+from ddpm_core._typing import Array
+from ddpm_core.backends import Backend
+from ddpm_core.levels import fit
+from ddpm_core.nn import UNetConfig
+from ddpm_core.noise import normal_tables, portable_noise
+from ddpm_core_cupy import kernels
+from ddpm_core_cupy._cupy import cupy
+from ddpm_core_cupy.graphs import graphed
+from ddpm_core_numpy import NumPyOps
+from ddpm_core_numpy.convolution import Kernel
+
+
+class CuPyOps(NumPyOps):
+    """The UNet's operations on CuPy; maps are (B, H, W, C), as NumPy's are.
+
+    Convolutions and attention are matrix products by cuBLAS, a norm with its SiLU is one kernel.
+    What is not here is `NumPyOps`'s own line.
+    """
+
+    def __init__(self) -> None:
+        self._constants: dict[Any, Array] = {}
+
+    def constant(self, values: list[float], dtype: Any, x: Array) -> Array:
+        """Copied to the GPU once: a graph cannot."""
+        key = (tuple(values), dtype, int(x.device))
+        if key not in self._constants:
+            self._constants[key] = cupy.asarray(values, dtype=dtype)
+        return self._constants[key]
+
+    def pack(self, params: dict[str, Array]) -> dict[str, Any]:
+        """As `NumPyOps.pack` does; the forms of a `Kernel` are made on the host."""
+        packed: dict[str, Any] = dict(params)
+        for name, p in params.items():
+            if p.ndim == 4:
+                packed[name] = (
+                    Kernel(cupy.asnumpy(p), cupy.asarray)
+                    if p.shape[2] == 3
+                    else cupy.ascontiguousarray(p[:, :, 0, 0].T)
+                )
+        return packed
+
+    def enter(self, x: Array) -> Array:
+        return cupy.ascontiguousarray(x.transpose(0, 2, 3, 1))
+
+    def leave(self, h: Array) -> Array:
+        return cupy.ascontiguousarray(h.transpose(0, 3, 1, 2))
+
+    def _norm(
+        self, h: Array, weight: Array, bias: Array, groups: int, eps: float, silu: bool
+    ) -> Array:
+        h = cupy.ascontiguousarray(h)
+        weight, bias = (cupy.ascontiguousarray(p, h.dtype) for p in (weight, bias))
+        out = cupy.empty_like(h)
+        batch, height, width, channels = h.shape
+        sizes = (np.int32(n) for n in (height * width, channels, groups))
+        kernels.group_norm(h.dtype.name)(
+            (batch * groups,),
+            (kernels.THREADS,),
+            (h, weight, bias, out, *sizes, h.dtype.type(eps), np.int32(silu)),
+        )
+        return out
+
+    def silu(self, x: Array) -> Array:
+        return kernels.silu(x.dtype.name)(x)
+
+    def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:
+        batch, height, width, channels = q.shape
+        each = channels // heads
+        q, k, v = (a.reshape(batch, -1, heads, each).swapaxes(1, 2) for a in (q, k, v))
+        weights = q @ k.swapaxes(2, 3)
+        weights *= 1 / math.sqrt(each)
+        weights -= weights.max(axis=3, keepdims=True)
+        cupy.exp(weights, out=weights)
+        weights /= weights.sum(axis=3, keepdims=True)
+        return (weights @ v).swapaxes(1, 2).reshape(batch, height, width, channels)
+
+    def concat(self, h: Array, skip: Array) -> Array:
+        return cupy.concatenate([h, skip], axis=-1)
+
+
+class CuPy(Backend):
+    """CuPy, on one NVIDIA GPU.
+
+    device: its ordinal, "cuda" or "cuda:1"; None and "cuda" are CuPy's current device. CuPy
+        computes on the current device: sample on another one `with backend.device:`
+    dtype: "float32" or "float64"
+    """
+
+    name = "cupy"
+
+    def __init__(self, device: Any = None, dtype: str = "float32") -> None:
+        if dtype not in ("float32", "float64"):
+            raise ValueError(f"the CuPy backend computes in float32 or float64, not {dtype}")
+        self.xp = xp
+        self.device = _device(device)
+        self.dtype = np.dtype(dtype)
+        self.ops = CuPyOps()
+
+    def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
+        return cupy.asnumpy(x)
+
+    def network(self, params: dict[str, Array], config: UNetConfig) -> Callable[..., Array]:
+        return self._here(self._here(super().network)(params, config))
+
+    def lincomb(self, *terms: tuple[Any, Array]) -> Array:
+        dtype = terms[0][1].dtype
+        if dtype.name not in kernels.C_TYPES:
+            return super().lincomb(*terms)
+        kept = [(c, x) for c, x in ((fit(c, x), x) for c, x in terms) if not _is_zero(c)]
+        if not kept:
+            return cupy.zeros_like(terms[0][1])
+        return kernels.lincomb(len(kept), dtype.name)(*(a for term in kept for a in term))
+
+    def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
+        def normal(step: int, shape: tuple[int, ...]) -> Array:
+            bits = cupy.random.Philox4x3210(np.random.SeedSequence((seed, step)))
+            return cupy.random.Generator(bits).standard_normal(shape, dtype=self.dtype)
+
+        return self._here(normal)
+
+    def portable_noise(self, seed: int) -> Callable[..., Array]:
+        """`ddpm_core.portable_noise` on this device and in this dtype: its bits, in one kernel."""
+        portable_noise(seed)  # for what it says of a seed that it does not take
+        seed = operator.index(seed)
+        halves = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+        tables = [self.asarray(table, cupy.float32) for table in normal_tables()]
+
+        def noise(step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
+            batch, elements = shape[0], math.prod(shape[1:])
+            if ids is not None:
+                ids = _integers(ids)
+                if len(ids) != batch:
+                    raise ValueError(
+                        f"{len(ids)} ids do not go with shape {shape}: pass one a sample"
+                    )
+            steps, number = None, 0
+            if getattr(step, "ndim", 0) or not hasattr(step, "__index__"):
+                steps = cupy.ascontiguousarray(cupy.broadcast_to(_integers(step), (batch,)))
+            else:
+                number = operator.index(step)
+            z = cupy.empty(shape, cupy.float32)
+            numbers = np.int32(number), np.int64(batch), np.int64(elements)
+            if blocks := math.ceil(batch * ((elements + 1) // 2) / kernels.THREADS):
+                kernels.portable_noise()(
+                    (blocks,),
+                    (kernels.THREADS,),
+                    (z, *tables, ids, steps, *halves, *numbers),
+                )
+            return z.astype(self.dtype, copy=False)
+
+        return self._here(noise)
+
+    def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """The function as CUDA graphs; see `graphs.graphed`."""
+        return self._here(graphed(f))
+
+    def _here(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        """The function with this device as the current one."""
+
+        @functools.wraps(f)
+        def called(*args: Any, **kwargs: Any) -> Any:
+            with self.device:
+                return f(*args, **kwargs)
+
+        return called
+
+
+def _device(name: Any) -> Any:
+    """The device of a name; ValueError if there is none, or no driver."""
+    match = re.fullmatch(r"cuda(?::(\d+))?", name) if isinstance(name, str) else None
+    ordinal = match[1] if match else name
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+        if ordinal is None:
+            return cupy.cuda.Device()
+        if match or not isinstance(name, str):
+            ordinal = int(ordinal)
+            if 0 <= ordinal < count:
+                return cupy.cuda.Device(ordinal)
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ValueError(f"CuPy cannot use device {name!r}: {error}") from None
+    raise ValueError(f"CuPy has no device {name!r}, but {count} from 'cuda:0' on")
+
+
+def _is_zero(c: Any) -> bool:
+    return isinstance(c, float) and c == 0.0
+
+
+def _integers(a: Any) -> Array:
+    """Integers of the host or the GPU as a vector that a kernel can read."""
+    return cupy.ascontiguousarray(cupy.asarray(a), cupy.int32).reshape(-1)

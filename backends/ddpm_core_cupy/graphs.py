@@ -1,0 +1,117 @@
+"""Calls as CUDA graphs: captured once, then launched as one piece of work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any, NamedTuple, cast
+
+from ddpm_core._typing import Array
+from ddpm_core_cupy._cupy import cupy
+
+
+class Captured(NamedTuple):
+    """A graph, and the memory that it reads and writes.
+
+    inputs: the arrays that a call is copied into, in the order of `key_of`
+    result: what the function returned, whose arrays every launch fills anew
+    pool: of all arrays in between; theirs alone, since a launch writes to them again
+    """
+
+    inputs: list[Array]
+    graph: Any
+    result: Any
+    pool: Any
+
+
+def graphed(f: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, as one graph for each shape and dtype of its arrays and each other argument.
+
+    Arguments and results are arrays of CuPy, alone or in tuples, lists and dicts, or anything
+    hashable. A number that is no array is a constant of the graph, so that a call with another is
+    captured anew: what changes at every call is better an array. The same holds for whatever f
+    reads from elsewhere, which is as it was when the graph was captured.
+
+    f must not wait for the GPU or copy to or from it; CuPy raises if it does. It is called twice:
+    the first time compiles kernels and makes constants.
+    """
+    known: dict[Any, Captured] = {}
+
+    def launched(*args: Any, **kwargs: Any) -> Any:
+        arrays: list[Array] = []
+        key = key_of((args, kwargs), arrays)
+        if key not in known:
+            known[key] = capture(f, args, kwargs)
+        call = known[key]
+        for held, x in zip(call.inputs, arrays, strict=True):
+            cupy.copyto(held, x)
+        call.graph.launch()
+        return with_arrays(call.result, lambda x: x.copy())
+
+    return launched
+
+
+def capture(f: Callable[..., Any], args: Any, kwargs: Any) -> Captured:
+    """The call as a graph, which has not run yet."""
+    pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    outside = cupy.cuda.get_current_stream()
+    inputs: list[Array] = []
+
+    def held(x: Array) -> Array:
+        inputs.append(x.copy())
+        return inputs[-1]
+
+    with cupy.cuda.using_allocator(pool.malloc), stream:
+        stream.wait_event(outside.record())  # the arguments may still be in the making
+        args, kwargs = with_arrays((args, kwargs), held)
+        f(*args, **kwargs)
+        stream.begin_capture()
+        try:
+            result = f(*args, **kwargs)
+        except BaseException:
+            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # the capture is invalid, and ends
+                stream.end_capture()
+            raise
+        graph = stream.end_capture()
+    outside.wait_event(stream.record())
+    return Captured(inputs, graph, result, pool)
+
+
+def key_of(tree: Any, arrays: list[Array]) -> Any:
+    """What a graph is known by: arrays by shape and dtype, the rest by type and value.
+
+    arrays: receives the arrays in order
+
+    TypeError if something is neither an array of CuPy nor hashable.
+    """
+    if isinstance(tree, cupy.ndarray):
+        arrays.append(tree)
+        return tree.shape, tree.dtype
+    kind = cast(Any, type(tree))
+    if isinstance(tree, dict):
+        parts = cast(dict[Any, Any], tree).items()
+        return dict, *((name, key_of(part, arrays)) for name, part in parts)
+    if isinstance(tree, tuple | list):
+        return kind, *(key_of(part, arrays) for part in cast(list[Any], tree))
+    try:
+        hash(tree)
+    except TypeError:
+        raise TypeError(
+            f"a captured call takes arrays of CuPy and what is hashable, not "
+            f"{kind.__module__}.{kind.__name__}; make it an array of CuPy before"
+        ) from None
+    return kind, tree
+
+
+def with_arrays(tree: Any, change: Callable[[Array], Array]) -> Any:
+    """The nest of tuples, lists and dicts with its arrays changed, in the order of `key_of`."""
+    if isinstance(tree, cupy.ndarray):
+        return change(tree)
+    kind = cast(Any, type(tree))
+    if isinstance(tree, dict):
+        parts = cast(dict[Any, Any], tree).items()
+        return {name: with_arrays(part, change) for name, part in parts}
+    if isinstance(tree, tuple | list):
+        changed = [with_arrays(part, change) for part in cast(list[Any], tree)]
+        return kind(*changed) if hasattr(kind, "_fields") else kind(changed)
+    return tree

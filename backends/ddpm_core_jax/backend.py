@@ -1,0 +1,177 @@
+"""What JAX supplies: arrays, noise, compiled and differentiable operations."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax, random
+from jax.tree_util import Partial, register_dataclass
+
+from ddpm_core.backends import Backend
+from ddpm_core.nn import Ops, UNetConfig, unet
+
+
+class JAXOps(Ops):
+    """The UNet's operations on JAX, differentiable; maps are (B, H, W, C).
+
+    Weights are not packed: XLA lays them out, and what is trained is what a checkpoint holds.
+    """
+
+    def enter(self, x: Array) -> Array:
+        return x.transpose(0, 2, 3, 1)
+
+    def leave(self, h: Array) -> Array:
+        return h.transpose(0, 3, 1, 2)
+
+    def conv2d(
+        self,
+        h: Array,
+        weight: Array,
+        bias: Array,
+        stride: int = 1,
+        symmetric: bool = True,
+    ) -> Array:
+        before, after = (0, 0) if weight.shape[2] == 1 else (1 if symmetric else 0, 1)
+        layout = ("NHWC", "OIHW", "NHWC")
+        strides, pads = (stride, stride), ((before, after),) * 2
+        return lax.conv_general_dilated(h, weight, strides, pads, dimension_numbers=layout) + bias
+
+    def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
+        batch, height, width, channels = h.shape
+        each, wide = channels // groups, jnp.promote_types(h.dtype, jnp.float32)
+
+        def mean(a: Array) -> Array:
+            # Over pixels first: sums along whole rows of channels are the fast ones.
+            of_group = a.mean(axis=1).reshape(batch, groups, each).mean(axis=2)
+            return of_group.repeat(each, axis=1)[:, None]
+
+        pixels = h.reshape(batch, height * width, channels).astype(wide)
+        centred = pixels - mean(pixels)
+        scale = lax.rsqrt(mean(centred**2) + eps) * weight
+        return (centred * scale + bias).reshape(h.shape).astype(h.dtype)
+
+    def silu(self, x: Array) -> Array:
+        return jax.nn.silu(x)
+
+    def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:
+        # Not jax.nn.dot_product_attention, which rounds float64 to float32.
+        batch, height, width, channels = q.shape
+        each, wide = channels // heads, jnp.promote_types(q.dtype, jnp.float32)
+        q, k, v = (a.reshape(batch, height * width, heads, each) for a in (q, k, v))
+        logits = jnp.einsum("bqhc,bkhc->bhqk", q, k, preferred_element_type=wide)
+        weights = jax.nn.softmax(logits * (1 / math.sqrt(each))).astype(v.dtype)
+        return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, height, width, channels)
+
+    def downsample(self, h: Array) -> Array:
+        batch, height, width, channels = h.shape
+        return h.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
+
+    def upsample(self, h: Array) -> Array:
+        return h.repeat(2, axis=1).repeat(2, axis=2)
+
+    def add_vector(self, h: Array, e: Array) -> Array:
+        return h + e[:, None, None, :]
+
+    def scale_shift(self, h: Array, scale: Array, shift: Array) -> Array:
+        return h * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
+
+    def concat(self, h: Array, skip: Array) -> Array:
+        return jnp.concatenate([h, skip], axis=-1)
+
+
+@register_dataclass
+@dataclass(frozen=True)
+class Normal:
+    """(step, shape) -> standard normal, of a key that each step is folded into.
+
+    A pytree, so that another seed is another argument of a compiled function; step may be traced.
+    """
+
+    key: Array
+    dtype: Any = field(metadata={"static": True})
+
+    def __call__(self, step: Any, shape: tuple[int, ...]) -> Array:
+        return random.normal(random.fold_in(self.key, step), shape, self.dtype)
+
+
+class JAX(Backend):
+    """JAX, on any of its devices.
+
+    device: "cpu", "cuda" or "gpu", "tpu", or a `jax.Device`; None is JAX's default, and leaves
+        arrays free to follow those that they meet
+    dtype: "float32", "bfloat16", "float64"
+    """
+
+    name = "jax"
+
+    def __init__(self, device: Any = None, dtype: str = "float32") -> None:
+        if dtype not in ("float32", "bfloat16", "float64"):
+            raise ValueError(
+                f"the JAX backend computes in float32, bfloat16 or float64, not {dtype}"
+            )
+        if jax.dtypes.canonicalize_dtype(dtype) != dtype:
+            raise ValueError('JAX has no float64 until jax.config.update("jax_enable_x64", True)')
+        self.xp = jnp
+        self.dtype = jnp.dtype(dtype)
+        self.device = device
+        if isinstance(device, str):
+            try:
+                self.device = jax.local_devices(backend=device)[0]
+            except RuntimeError as error:
+                reason = str(error).splitlines()[0]
+                raise ValueError(f"JAX cannot use device {device!r}: {reason}") from None
+        elif not (device is None or isinstance(device, jax.Device)):
+            raise ValueError(f"JAX has no device {device!r}; give a name, a jax.Device or None")
+        self.ops = OPS
+
+    def asarray(self, a: Any, dtype: Any = None) -> Array:
+        """Host data as an array of this device and dtype; integers of 64 bits as JAX has them."""
+        dtype = jnp.dtype(self.dtype if dtype is None else dtype)
+        if jnp.issubdtype(dtype, jnp.integer):
+            dtype = jax.dtypes.canonicalize_dtype(dtype)
+        return jnp.asarray(a, dtype=dtype, device=self.device)
+
+    def to_numpy(self, x: Array) -> np.ndarray:
+        return np.asarray(x.astype(jnp.float32) if x.dtype == jnp.bfloat16 else x)
+
+    def noise(self, seed: int) -> Normal:
+        # Hashed, because a key reads the low 32 bits of a seed only.
+        low, high = np.random.SeedSequence(seed).generate_state(2).tolist()
+        key = random.fold_in(random.key(low), high)
+        return Normal(key if self.device is None else jax.device_put(key, self.device), self.dtype)
+
+    def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
+        return jax.jit(f)
+
+    def network(self, params: dict[str, Any], config: UNetConfig) -> Callable[..., Array]:
+        """The UNet, compiled: a pytree of its parameters, which may be traced.
+
+        It takes x of any floating-point dtype, and computes in the backend's.
+        """
+        return Partial(_compiled(config), {n: self.asarray(p) for n, p in params.items()})
+
+    def __repr__(self) -> str:
+        at = self.device or next(iter(jnp.zeros(0).devices()))
+        return f"JAX(device='{at.platform}:{at.id}', dtype={self.dtype!r})"
+
+
+@cache
+def _compiled(config: UNetConfig) -> Callable[..., Array]:
+    """One function for one shape of network, whose parameters are its first argument."""
+
+    @jax.jit
+    def net(params: dict[str, Array], x: Array, timestep: Array, y: Array | None = None) -> Array:
+        x = x.astype(params["conv_in.weight"].dtype)
+        return unet(params, x, timestep, y, config=config, ops=OPS)
+
+    return net
+
+
+OPS = JAXOps()

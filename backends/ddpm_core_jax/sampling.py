@@ -1,0 +1,83 @@
+"""Samplers as one compiled program, whose size does not depend on the number of steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array, lax
+from jax.tree_util import register_dataclass
+
+from ddpm_core._typing import Noise
+from ddpm_core.denoisers import Clipped, Denoiser, Predictor
+from ddpm_core.levels import check_pair, level_at
+from ddpm_core.samplers import Row, Sampler, State, advance
+
+# With a network that is a pytree too (`JAX.network`), weights are arguments of compiled functions
+# and not constants in them.
+register_dataclass(Predictor, ["net"], ["schedule", "predicts", "variance"])
+register_dataclass(Clipped, ["denoise"], ["low", "high"])
+
+
+def sample(
+    denoise: Denoiser, sampler: Sampler, x: Array, noise: Noise | None = None, **cond: Any
+) -> Array:
+    """A sample of the data: (B, *D), where the sampler ends; `ddpm_core.sample` as one `lax.scan`.
+
+    denoise: any denoiser that can be traced, at levels () of the device. It is traced once for
+        each shape; arrays in it are arguments if it is a pytree, such as a `Predictor` of
+        `JAX.network`, and constants otherwise
+    sampler: its table is an argument, so that samplers of one shape are one program
+    x: (B, *D), standard normal, or a draw of q at the sampler's first level; its sharding is kept
+    noise: (step, shape) -> standard normal, step a traced integer from 1
+    cond: passed to the denoiser, such as y
+
+    The result has the dtype of x.
+    """
+    check_pair(x=x)
+    if sampler.stochastic and noise is None:
+        raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
+    inner: Any = denoise
+    while isinstance(inner, Clipped):
+        inner = inner.denoise
+    if isinstance(inner, Predictor):
+        # Levels are traced below: here they are of the host, and checked against its schedule.
+        inner.timestep(np.empty(sampler.nfe), level_at(sampler.levels, slice(None, -1)))
+    if isinstance(denoise, Predictor):
+        sampler = sampler.given(denoise.predicts)
+    rows = sampler.rows_as(jnp, jnp.promote_types(x.dtype, jnp.float32))
+    parts = denoise, noise if sampler.stochastic else None, cond
+    leaves, tree = jax.tree.leaves(parts), cast("Any", jax.tree).structure(parts)
+    arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
+    fixed = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
+    return _compiled(sampler.start(x), rows, arrays, fixed, tree)
+
+
+def _scan(
+    state: State, rows: Row, arrays: list[Array | None], fixed: tuple[Any, ...], tree: Any
+) -> Array:
+    leaves = [b if a is None else a for a, b in zip(arrays, fixed, strict=True)]
+    denoise, noise, cond = jax.tree.unflatten(tree, leaves)
+    shape = state.point.shape
+
+    def step(state: State, at: tuple[Row, Array]) -> tuple[State, None]:
+        row, number = at
+        if isinstance(denoise, Predictor):
+            y = denoise.output(state.point, row.level, **cond)[0]
+        else:
+            y = denoise(state.point, row.level, **cond)
+        z = None if noise is None else noise(number, shape)
+        return advance(row, state, y, z), None
+
+    numbers = jnp.arange(1, len(rows.read[0]) + 1)
+    return lax.scan(step, state, (rows, numbers))[0].point
+
+
+_compiled: Callable[..., Array] = jax.jit(_scan, static_argnums=(3, 4))
+
+
+def _is_array(leaf: Any) -> bool:
+    return isinstance(leaf, (jax.Array, np.ndarray))
