@@ -64,9 +64,9 @@ def portable_noise(
         ids = xp.reshape(xp.astype(ids, xp.int32), (-1, 1))
         if ids.shape[0] != batch:
             raise ValueError(f"{ids.shape[0]} ids do not go with shape {shape}: pass one a sample")
-        if np.isscalar(step):
+        try:
             step = operator.index(step)
-        else:  # a number of the device, which may be traced, goes with the numbers of samples
+        except TypeError:  # one a sample; or a number that is traced
             step = xp.reshape(xp.astype(xp.asarray(step, **place), xp.int32), (-1, 1))
         key = threefry(seed & 0xFFFFFFFF, seed >> 32, ids, ids * 0)
         half = (elements + 1) // 2
