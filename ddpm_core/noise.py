@@ -10,6 +10,7 @@ import hashlib
 import math
 import operator
 from collections.abc import Callable
+from contextlib import suppress
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -64,9 +65,10 @@ def portable_noise(
         ids = xp.reshape(xp.astype(ids, xp.int32), (-1, 1))
         if ids.shape[0] != batch:
             raise ValueError(f"{ids.shape[0]} ids do not go with shape {shape}: pass one a sample")
-        try:
-            step = operator.index(step)
-        except TypeError:  # one a sample; or a number that is traced
+        if getattr(step, "ndim", 0) == 0:
+            with suppress(TypeError):  # of a number that is traced
+                step = operator.index(step)
+        if not isinstance(step, int):
             step = xp.reshape(xp.astype(xp.asarray(step, **place), xp.int32), (-1, 1))
         key = threefry(seed & 0xFFFFFFFF, seed >> 32, ids, ids * 0)
         half = (elements + 1) // 2
