@@ -184,9 +184,11 @@ def _show(console: Console, lines: list[Line]) -> None:
     console.print(table)
     failed = [line.check for line in lines if line.verdict == "failed"]
     counts = {verdict: sum(line.verdict == verdict for line in lines) for verdict in colours}
+    words = {verdict: f"{count} {verdict}" for verdict, count in counts.items() if count}
+    if failed:
+        words["failed"] += f" ({', '.join(failed)})"
     console.print(
-        ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-        + (f": {', '.join(failed)}" if failed else ""),
+        ", ".join(words.values()),
         style="bold red" if failed else "green",
         highlight=False,
     )
