@@ -13,7 +13,8 @@ import numpy as np
 
 from ddpm_core._typing import Array, Scalar
 from ddpm_core.levels import combine
-from ddpm_core.nn import Ops, UNetConfig, unet
+from ddpm_core.nn import Ops, UNetConfig, frequencies, unet
+from ddpm_core.nn.unet import FREQUENCIES
 from ddpm_core.noise import portable_noise
 
 if TYPE_CHECKING:
@@ -75,6 +76,9 @@ class Backend:
         """The UNet on host parameters, as (x_t, timestep, y=None) -> output; packed once."""
         ops = self.inference_ops(config)
         packed = ops.pack({name: self.asarray(value) for name, value in params.items()})
+        # Made once: a step of a sampler copies nothing to the device.
+        dtype = self.dtype if self.dtype == self.xp.float64 else self.xp.float32
+        packed[FREQUENCIES] = self.asarray(frequencies(config), dtype)
 
         def net(x: Array, timestep: Array, y: Array | None = None) -> Array:
             return unet(packed, x, timestep, y, config=config, ops=ops)

@@ -140,3 +140,13 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Lib]:
         xp.reset_array_api_strict_flags()
     else:
         yield Lib(name, xp, {"device": "meta"} if name == "torch-meta" else {})
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Small arrays: more threads of torch would only wait for each other."""
+    torch = pytest.importorskip("torch")
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -64,14 +64,9 @@ def photos(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(autouse=True)
-def one_thread(monkeypatch):
-    """Small arrays: more threads would only wait for each other."""
-    torch = pytest.importorskip("torch")
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of the processes that tests start
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def one_thread_of_processes(one_thread, monkeypatch):
+    """And in those that tests start."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from ddpm_core.samplers import Row
 torch = pytest.importorskip("torch")
 
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
+from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from ddpm_core_torch import Torch  # noqa: E402
@@ -22,6 +23,7 @@ from ddpm_core_torch.ops import ChannelsLastOps  # noqa: E402
 
 CONFIG = UNetConfig(widths=(32, 64), blocks=1, attention=(1,), classes=3, scale_shift=True)
 SCHEDULE = ddpm.linear(1000)
+MAKERS = {torch.asarray, torch.as_tensor, torch.tensor, torch.from_numpy}
 PARAMS = {
     name: p + 0.1 * np.random.default_rng(1).standard_normal(p.shape).astype(np.float32)
     for name, p in initialise(CONFIG, np.random.default_rng(0)).items()
@@ -43,6 +45,19 @@ class Watch(TorchDispatchMode):
         if isinstance(out, torch.Tensor) and out.ndim and out.device.type != self.device:
             self.elsewhere.append(name)
         return out
+
+
+class Brought(TorchFunctionMode):
+    """Keeps what of the host becomes a tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.data = []
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func in MAKERS and not isinstance(args[0], torch.Tensor):
+            self.data.append(args[0])
+        return func(*args, **(kwargs or {}))
 
 
 def step_of(on: Any, net: Any) -> Any:
@@ -67,14 +82,17 @@ def row_of(on: Any) -> Row:
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_step_waits_for_nothing(dtype):
-    """On the device without values, with a GPU's operations: a look is an error, a copy is seen."""
+    """On the device without values, with a GPU's operations: a look is an error, and copies are
+    seen, to the device and from it.
+    """
     on = Torch(device="meta", dtype=dtype)
     assert isinstance(on.inference_ops(CONFIG), ChannelsLastOps)
     step = step_of(on, on.network(PARAMS, CONFIG))
     x = torch.empty(2, 3, 16, 16, device="meta")
-    row = row_of(on)
-    with Watch("meta") as watch:
-        state = step(row, x, x, torch.zeros(2, dtype=torch.int64, device="meta"))
+    row, y = row_of(on), torch.zeros(2, dtype=torch.int64, device="meta")
+    with Brought() as brought, Watch("meta") as watch:
+        state = step(row, x, x, y)
+    assert brought.data == []
     assert watch.looks == []
     assert watch.elsewhere == []
     assert state.point.dtype == torch.float32  # the state's, not the weights'
@@ -86,8 +104,10 @@ def test_the_watch_sees():
         x = torch.ones(3, device="cuda")
         (x.cpu() + 1).sum()
     assert watch.elsewhere == ["aten._to_copy.default", "aten.add.Tensor"]
-    with Watch("cpu") as watch:
+    with Brought() as brought, Watch("cpu") as watch:
+        torch.asarray([1.0, 2.0])
         float(torch.ones(()))
+    assert brought.data == [[1.0, 2.0]]
     assert watch.looks == ["aten._local_scalar_dense.default"]
 
 

@@ -23,14 +23,7 @@ REFERENCE, NUMPY = Ops(), ddpm.backend("numpy").ops
 TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small arrays: more threads would only wait for each other."""
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def random_params(config: UNetConfig, seed: int, dtype: str = "float64") -> dict[str, np.ndarray]:
@@ -339,7 +332,7 @@ def test_sinusoids(width, dtype, endpoint, cosine_first):
     config = UNetConfig(
         widths=(width,), attention=(), groups=1, endpoint=endpoint, cosine_first=cosine_first
     )
-    found = _sinusoids(t.astype(np.float32), config, np.zeros(1, dtype=dtype), Ops())
+    found = _sinusoids(t.astype(np.float32), config, np.zeros(1, dtype=dtype))
     assert found.dtype == dtype
     # The angle is at most 999 and rounded twice, its rate and itself.
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2 * 999 * np.finfo(dtype).eps)

@@ -23,14 +23,7 @@ from ddpm_core_numpy import NumPy, NumPyOps
 CUDA = {"UNet in TF32", "sampler's graph", "UNet's graph", "memory peak"}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small arrays: more threads would only wait for each other."""
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture(autouse=True)
@@ -466,9 +459,10 @@ def cuda(monkeypatch):
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_sampler_as_a_graph(cuda):
-    """A captured sampler gives the plain one's numbers, and nothing in it waits."""
-    line = verdicts(ddpm.backend("torch", device="cpu"), "sampler's graph")["sampler's graph"]
+@pytest.mark.parametrize("name", ["sampler's graph", "UNet's graph"])
+def test_sampler_as_a_graph(cuda, name):
+    """A captured step gives the plain one's numbers, and nothing in it waits."""
+    line = verdicts(ddpm.backend("torch", device="cpu"), name)[name]
     assert line.verdict == "ok", line
 
 

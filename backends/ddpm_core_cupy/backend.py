@@ -35,33 +35,9 @@ class CuPyOps(NumPyOps):
     What is not here is `NumPyOps`'s own line.
     """
 
-    def __init__(self) -> None:
-        self._constants: dict[Any, Array] = {}
-
-    def constant(self, values: list[float], dtype: Any, x: Array) -> Array:
-        """Copied to the GPU once: a graph cannot."""
-        key = (tuple(values), dtype, int(x.device))
-        if key not in self._constants:
-            self._constants[key] = cupy.asarray(values, dtype=dtype)
-        return self._constants[key]
-
-    def pack(self, params: dict[str, Array]) -> dict[str, Any]:
-        """As `NumPyOps.pack` does; the forms of a `Kernel` are made on the host."""
-        packed: dict[str, Any] = dict(params)
-        for name, p in params.items():
-            if p.ndim == 4:
-                packed[name] = (
-                    Kernel(cupy.asnumpy(p), cupy.asarray)
-                    if p.shape[2] == 3
-                    else cupy.ascontiguousarray(p[:, :, 0, 0].T)
-                )
-        return packed
-
-    def enter(self, x: Array) -> Array:
-        return cupy.ascontiguousarray(x.transpose(0, 2, 3, 1))
-
-    def leave(self, h: Array) -> Array:
-        return cupy.ascontiguousarray(h.transpose(0, 3, 1, 2))
+    def kernel(self, weight: Array) -> Kernel:
+        """Its forms are made on the host."""
+        return Kernel(cupy.asnumpy(weight), cupy.asarray)
 
     def _norm(
         self, h: Array, weight: Array, bias: Array, groups: int, eps: float, silu: bool
@@ -91,9 +67,6 @@ class CuPyOps(NumPyOps):
         cupy.exp(weights, out=weights)
         weights /= weights.sum(axis=3, keepdims=True)
         return (weights @ v).swapaxes(1, 2).reshape(batch, height, width, channels)
-
-    def concat(self, h: Array, skip: Array) -> Array:
-        return cupy.concatenate([h, skip], axis=-1)
 
 
 class CuPy(Backend):

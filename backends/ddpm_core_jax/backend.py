@@ -15,20 +15,14 @@ from jax import Array, lax, random
 from jax.tree_util import Partial, register_dataclass
 
 from ddpm_core.backends import Backend
-from ddpm_core.nn import Ops, UNetConfig, unet
+from ddpm_core.nn import ChannelsLast, UNetConfig, unet
 
 
-class JAXOps(Ops):
+class JAXOps(ChannelsLast):
     """The UNet's operations on JAX, differentiable; maps are (B, H, W, C).
 
     Weights are not packed: XLA lays them out, and what is trained is what a checkpoint holds.
     """
-
-    def enter(self, x: Array) -> Array:
-        return x.transpose(0, 2, 3, 1)
-
-    def leave(self, h: Array) -> Array:
-        return h.transpose(0, 3, 1, 2)
 
     def conv2d(
         self,
@@ -69,22 +63,6 @@ class JAXOps(Ops):
         weights = jax.nn.softmax(logits * (1 / math.sqrt(each))).astype(v.dtype)
         return jnp.einsum("bhqk,bkhc->bqhc", weights, v).reshape(batch, height, width, channels)
 
-    def downsample(self, h: Array) -> Array:
-        batch, height, width, channels = h.shape
-        return h.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
-
-    def upsample(self, h: Array) -> Array:
-        return h.repeat(2, axis=1).repeat(2, axis=2)
-
-    def add_vector(self, h: Array, e: Array) -> Array:
-        return h + e[:, None, None, :]
-
-    def scale_shift(self, h: Array, scale: Array, shift: Array) -> Array:
-        return h * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
-
-    def concat(self, h: Array, skip: Array) -> Array:
-        return jnp.concatenate([h, skip], axis=-1)
-
 
 @register_dataclass
 @dataclass(frozen=True)
@@ -98,7 +76,9 @@ class Normal:
     dtype: Any = field(metadata={"static": True})
 
     def __call__(self, step: Any, shape: tuple[int, ...]) -> Array:
-        return random.normal(random.fold_in(self.key, step), shape, self.dtype)
+        # In float32 at least, and cast: bfloat16's own has 128 values, whose mean is off.
+        wide = jnp.promote_types(self.dtype, jnp.float32)
+        return random.normal(random.fold_in(self.key, step), shape, wide).astype(self.dtype)
 
 
 class JAX(Backend):

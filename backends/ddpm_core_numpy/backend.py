@@ -13,10 +13,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeAlias
 
 import numpy as np
+from array_api_compat import array_namespace
 
 from ddpm_core.backends import Backend
 from ddpm_core.levels import fit
-from ddpm_core.nn import Ops, UNetConfig
+from ddpm_core.nn import ChannelsLast, UNetConfig
 from ddpm_core_numpy.convolution import Kernel, convolve
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -24,7 +25,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 NORMED = 2**17  # numbers that a norm works on at once
 
 
-class NumPyOps(Ops):
+class NumPyOps(ChannelsLast):
     """The UNet's operations on NumPy; maps are (B, H, W, C).
 
     A convolution is matrix products (`convolution`); norms work on a few images at once, which
@@ -36,16 +37,17 @@ class NumPyOps(Ops):
         packed: dict[str, Any] = dict(params)
         for name, p in params.items():
             if p.ndim == 4:
-                packed[name] = (
-                    Kernel(p) if p.shape[2] == 3 else np.ascontiguousarray(p[:, :, 0, 0].T)
-                )
+                packed[name] = self.kernel(p) if p.shape[2] == 3 else _together(p[:, :, 0, 0].T)
         return packed
 
+    def kernel(self, weight: Array) -> Kernel:
+        return Kernel(weight)
+
     def enter(self, x: Array) -> Array:
-        return np.ascontiguousarray(x.transpose(0, 2, 3, 1))
+        return _together(super().enter(x))
 
     def leave(self, h: Array) -> Array:
-        return np.ascontiguousarray(h.transpose(0, 3, 1, 2))
+        return _together(super().leave(h))
 
     def conv2d(
         self,
@@ -111,21 +113,10 @@ class NumPyOps(Ops):
             out[i, :, head] = weights @ v[i, head]
         return out.reshape(batch, height, width, channels)
 
-    def downsample(self, h: Array) -> Array:
-        batch, height, width, channels = h.shape
-        return h.reshape(batch, height // 2, 2, width // 2, 2, channels).mean(axis=(2, 4))
 
-    def upsample(self, h: Array) -> Array:
-        return h.repeat(2, axis=1).repeat(2, axis=2)
-
-    def add_vector(self, h: Array, e: Array) -> Array:
-        return h + e[:, None, None, :]
-
-    def scale_shift(self, h: Array, scale: Array, shift: Array) -> Array:
-        return h * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
-
-    def concat(self, h: Array, skip: Array) -> Array:
-        return np.concatenate([h, skip], axis=-1)
+def _together(x: Array) -> Array:
+    """The array, its numbers in order in memory; of CuPy too."""
+    return array_namespace(x, use_compat=False).ascontiguousarray(x)
 
 
 def _threads_of_blas() -> Any:

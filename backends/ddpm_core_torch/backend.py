@@ -29,7 +29,11 @@ class Torch(Backend):
     name = "torch"
 
     def __init__(
-        self, device: Any = None, dtype: str = "float32", *, compile: bool = False
+        self,
+        device: Any = None,
+        dtype: str = "float32",
+        *,
+        compile: bool = False,  # noqa: A002, its name in torch
     ) -> None:
         self.xp = xp
         self.compiled = compile

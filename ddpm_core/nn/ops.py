@@ -25,11 +25,6 @@ class Ops:
         """The parameters in the form that these operations like best, prepared once."""
         return params
 
-    def constant(self, values: list[float], dtype: Any, x: Array) -> Array:
-        """Numbers of the host as a vector beside x, the same at every call."""
-        xp = array_namespace(x)
-        return xp.asarray(values, dtype=dtype, **device_of(xp, x))
-
     def enter(self, x: Array) -> Array:
         """(B, C, H, W) into the layout of the feature maps."""
         return x
@@ -134,6 +129,37 @@ class Ops:
     def concat(self, h: Array, skip: Array) -> Array:
         """Two maps, their channels one after the other."""
         return array_namespace(h).concat([h, skip], axis=1)
+
+
+class ChannelsLast(Ops):
+    """The same on feature maps (B, H, W, C), for backends that bring what mixes pixels or channels.
+
+    That is `conv2d`, `group_norm` and `attention`.
+    """
+
+    def enter(self, x: Array) -> Array:
+        return array_namespace(x).permute_dims(x, (0, 2, 3, 1))
+
+    def leave(self, h: Array) -> Array:
+        return array_namespace(h).permute_dims(h, (0, 3, 1, 2))
+
+    def downsample(self, h: Array) -> Array:
+        xp = array_namespace(h)
+        batch, height, width, channels = h.shape
+        return xp.mean(xp.reshape(h, (batch, height // 2, 2, width // 2, 2, channels)), axis=(2, 4))
+
+    def upsample(self, h: Array) -> Array:
+        xp = array_namespace(h)
+        return xp.repeat(xp.repeat(h, 2, axis=1), 2, axis=2)
+
+    def add_vector(self, h: Array, e: Array) -> Array:
+        return h + e[:, None, None, :]
+
+    def scale_shift(self, h: Array, scale: Array, shift: Array) -> Array:
+        return h * (1 + scale[:, None, None, :]) + shift[:, None, None, :]
+
+    def concat(self, h: Array, skip: Array) -> Array:
+        return array_namespace(h).concat([h, skip], axis=-1)
 
 
 def _pad(xp: Any, h: Array, before: int, after: int) -> Array:

@@ -16,7 +16,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
 from ddpm_core._typing import Array
-from ddpm_core.levels import astype
+from ddpm_core.levels import astype, device_of
 from ddpm_core.nn.ops import Ops
 
 
@@ -108,7 +108,8 @@ def unet(
 ) -> Array:
     """The network's output for noisy images: (B, out_channels, H, W).
 
-    params: by name, as `parameter_shapes` lists them, packed by `ops`
+    params: by name, as `parameter_shapes` lists them, packed by `ops`; with FREQUENCIES among
+        them, nothing is brought from the host
     x: (B, C, H, W); H and W divisible by 2 for each resolution after the first
     timestep: (B,), on the scale of 0 .. 999 whatever the schedule
     y: (B,) classes 0 .. classes - 1, where -1 is no class; None is no class for any
@@ -156,7 +157,7 @@ def unet(
             return residual(h, name, ops.upsample)
         return conv(ops.upsample(h), f"{name}.conv")
 
-    e = _sinusoids(timestep, config, x, ops)
+    e = _sinusoids(timestep, config, x, params.get(FREQUENCIES))
     e = ops.linear(ops.silu(ops.linear(e, *p("temb.dense.0"))), *p("temb.dense.1"))
     if y is not None:
         e = e + _class_vectors(params["class_embedding.weight"], y)
@@ -274,25 +275,32 @@ def initialise(config: UNetConfig, rng: np.random.Generator) -> dict[str, Array]
     return params
 
 
-def _sinusoids(timestep: Array, config: UNetConfig, x: Array, ops: Ops) -> Array:
-    """[sin, cos] of the timestep at width // 2 frequencies from 1 to 1/10000: (B, width).
+FREQUENCIES = "temb.frequencies"
+
+
+def frequencies(config: UNetConfig) -> list[float]:
+    """Of the sinusoids of the time, from 1 to 1/10000: width // 2."""
+    half = config.widths[0] // 2
+    # In Python's numbers, because torch.compile traces no NumPy here.
+    return [10000.0 ** (-i / max(half - config.endpoint, 1)) for i in range(half)]
+
+
+def _sinusoids(timestep: Array, config: UNetConfig, x: Array, rates: Array | None = None) -> Array:
+    """[sin, cos] of the timestep at the frequencies, or at those that are at hand: (B, width).
 
     Vaswani et al. 2017 with the frequencies of the code of Ho et al. 2020. Angles reach 999, which
     half precision cannot hold: they are taken in float32 at least, and cast last.
     """
     xp = array_namespace(timestep, x)
-    width = config.widths[0]
-    half = width // 2
     dtype = xp.float64 if x.dtype == xp.float64 else xp.float32
-    slowest = max(half - config.endpoint, 1)
-    rates = [10000.0 ** (-i / slowest) for i in range(half)]  # torch.compile traces no NumPy here
-    rates = ops.constant(rates, dtype, x)
+    if rates is None:
+        rates = xp.asarray(frequencies(config), dtype=dtype, **device_of(xp, x))
     time = xp.reshape(xp.astype(timestep, dtype), (-1, 1))
     angles = time * xp.reshape(rates, (1, -1))
     parts = [xp.sin(angles), xp.cos(angles)]
     if config.cosine_first:
         parts.reverse()
-    if width % 2:
+    if config.widths[0] % 2:
         parts.append(xp.zeros_like(time))
     return astype(xp, xp.concat(parts, axis=-1), x.dtype)
 
