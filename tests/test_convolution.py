@@ -142,10 +142,12 @@ def test_torch_convolutions(shape, out, kind, reorders, monkeypatch):
     ops = InferenceOps()
     packed = ops.pack({"weight": weight.float()})["weight"]
     tiled = packed.winograd(shape) is not None
-    assert tiled == (stride == 1 and k == 3 and shape[1] >= 128 and shape[2] >= 8) or stride == 2
+    if stride == 1:
+        assert tiled == (k == 3 and shape[1] >= 128 and shape[2] >= 8)
+    atol = 1e-4 if tiled and stride == 1 else 1e-5
     for _ in range(2):  # the second time on buffers that hold the first
         found = ops.leave(ops.conv2d(ops.enter(h.float()), packed, bias.float(), stride, symmetric))
-        torch.testing.assert_close(found.double(), exact, rtol=0, atol=1e-4 if tiled else 1e-5)
+        torch.testing.assert_close(found.double(), exact, rtol=0, atol=atol)
 
 
 def test_torch_tiles_are_of_float32_only():

@@ -53,8 +53,8 @@ def test_console_lines(command, tmp_path):
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
-    wanted = {"sample": {"samples.png"}, "train": {"runs/photos/model.safetensors"}, "info": set(),
-              "evaluate": {"rate-distortion.png"}}  # fmt: skip
+    wanted = {"sample": {"samples.png"}, "train": {"runs/photos/model.safetensors"},
+              "evaluate": {"rate-distortion.png"}, "verify": set(), "info": set()}  # fmt: skip
     assert wanted[words[1]] <= written
     for option in ("--gif", "--out"):
         if option in words:
