@@ -1,4 +1,4 @@
-"""The README's code blocks, for the tests and for continuous integration.
+"""The code blocks of the README and of other pages, for the tests and for continuous integration.
 
 python tests/readme.py test-command      prints the command that sets up and passes the tests
 """
@@ -13,9 +13,9 @@ ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 
 
-def blocks(language: str) -> list[str]:
+def blocks(language: str, page: Path = README) -> list[str]:
     """The fenced blocks of a language, in order."""
-    return re.findall(rf"^```{language}\n(.*?)^```$", README.read_text("utf-8"), re.M | re.S)
+    return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text("utf-8"), re.M | re.S)
 
 
 def commands() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import nullcontext
 from importlib.metadata import EntryPoint
 
 import numpy as np
@@ -14,7 +15,13 @@ from ddpm_core import backends
 from ddpm_core.nn import Ops, UNetConfig, initialise
 from ddpm_core_numpy import NumPy
 
-NAMES = ["numpy", "torch"]
+
+@pytest.fixture(params=["numpy", "torch", "jax"])
+def name(request):
+    """The backends that a CPU runs. JAX has numbers of 64 bits where it was told so."""
+    library = pytest.importorskip(request.param)
+    with library.enable_x64(True) if request.param == "jax" else nullcontext():
+        yield request.param
 
 
 class Mine(ddpm.Backend):
@@ -38,7 +45,6 @@ def register(monkeypatch):
     return add
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_by_entry_point(name):
     """The built-in backends come through the door that is open to everyone."""
     assert name in backends.discover()
@@ -98,10 +104,15 @@ def test_missing_module_of_third_party(register):
         ("torch", {"dtype": "float31"}, "no floating-point dtype 'float31'"),
         ("torch", {"dtype": "int32"}, "no floating-point dtype 'int32'"),
         ("torch", {"dtype": "nn"}, "no floating-point dtype 'nn'"),
+        ("jax", {"device": "nowhere"}, "JAX cannot use device 'nowhere'"),
+        ("jax", {"device": 3}, "JAX has no device 3"),
+        ("jax", {"dtype": "int32"}, "float32, bfloat16 or float64, not int32"),
+        ("jax", {"dtype": "float64"}, r'until jax.config.update\("jax_enable_x64", True\)'),
     ],
 )
 def test_wrong_device_or_dtype(name, wrong, message):
     """A device or dtype that the library lacks is a ValueError of one line."""
+    pytest.importorskip(name)
     with pytest.raises(ValueError, match=message) as caught:
         ddpm.backend(name, **wrong)
     assert "\n" not in str(caught.value)
@@ -116,7 +127,6 @@ def test_device_of_another_build():
         ddpm.backend("torch", device="cuda")
 
 
-@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_there_and_back(name, dtype):
     """`to_numpy` undoes `asarray`, to the bit, in the backend's dtype or one asked for."""
@@ -128,16 +138,16 @@ def test_there_and_back(name, dtype):
     np.testing.assert_array_equal(on.to_numpy(on.asarray(whole, on.xp.int64)), whole, strict=True)
 
 
-def test_bfloat16_on_the_host():
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_bfloat16_on_the_host(name):
     """NumPy has no bfloat16: such values come back as float32, unchanged."""
-    pytest.importorskip("torch")
-    on = ddpm.backend("torch", dtype="bfloat16")
+    pytest.importorskip(name)
+    on = ddpm.backend(name, dtype="bfloat16")
     a = np.array([1.0, -0.5, 2.0**20], dtype=np.float32)  # exact in 8 bits
     np.testing.assert_array_equal(on.to_numpy(on.asarray(a)), a, strict=True)
     assert on.noise(0)(1, (3,)).dtype == on.dtype
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_noise_is_a_function(name):
     """Noise is a pure function of (seed, step): the same again, and another for another."""
     on = ddpm.backend(name)
@@ -153,7 +163,6 @@ def test_noise_is_a_function(name):
     assert all((first != other).mean() > 0.9 for other in others)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_noise_is_normal(name):
     """Noise is standard normal, within a step and across steps and seeds (Kolmogorov-Smirnov)."""
     on = ddpm.backend(name)
@@ -166,7 +175,6 @@ def test_noise_is_normal(name):
     assert kstest(across, "norm").pvalue > 1e-4
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_network_leaves_params_alone(name):
     """Packing copies: the host's parameters, also read-only ones, are what they were."""
     config = UNetConfig(channels=1, out_channels=1, widths=(4, 4), groups=2)
@@ -178,7 +186,6 @@ def test_network_leaves_params_alone(name):
     assert all((params[key] == before[key]).all() for key in before)
 
 
-@pytest.mark.parametrize("name", NAMES)
 def test_repr_says_where(name):
     """A backend prints as its class, device and dtype."""
     text = repr(ddpm.backend(name, dtype="float64"))

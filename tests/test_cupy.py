@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import readme
 from fakecupy import CUDARuntimeError, RawKernel, gpu, installed
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -291,6 +292,24 @@ def test_whole_path(name, on):
     assert waits.tolist() == [0] * len(waits)
     assert uploads[1:].tolist() == [0] * (len(uploads) - 1)
     assert uploads[0] > 0  # so it is counted
+
+
+def test_page(on, monkeypatch):
+    """The code of docs/cupy.md, with a small model: NumPy's picture."""
+    config = UNetConfig(1, 1, (4, 8), blocks=1, attention=(), groups=2, classes=10)
+    model = ddpm.Checkpoint(random_params(config), config, ddpm.linear(1000), (8, 4), "x0")
+    monkeypatch.setattr(ddpm, "load", lambda path: model)
+    (block,) = readme.blocks("python", readme.ROOT / "docs" / "cupy.md")
+    names: dict[str, Any] = {}
+    exec(compile(block, "docs/cupy.md", "exec"), names)
+    denoise = ddpm.clip(model.predictor(ddpm.backend("numpy")))
+    x, y = ddpm.portable_noise(0)(0, (4, 1, 8, 4)), np.array([0, 1, 7, 9])
+    wanted = ddpm.sample(denoise, ddpm.dpmpp_2m(model.schedule, 10), x, y=y)
+    np.testing.assert_allclose(values(names["x"]), wanted, rtol=0, atol=1e-5)
+    net = ddpm.backend("numpy").network(dict(model.params), config)
+    wanted = net(wanted, np.full(4, 3.0), y)
+    atol = 1e-4 * np.abs(wanted).max()
+    np.testing.assert_allclose(values(names["eps"]), wanted, rtol=0, atol=atol)
 
 
 @dtypes

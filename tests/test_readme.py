@@ -1,4 +1,6 @@
-"""The README: every block of code runs, every command works, every link leads somewhere."""
+"""The README and the backends' pages: every block of code runs, every command works, every link
+leads somewhere.
+"""
 
 from __future__ import annotations
 
@@ -14,12 +16,15 @@ import pytest
 import readme
 
 ROOT, TEXT = readme.ROOT, readme.README.read_text("utf-8")
+PAGES = [readme.README, *sorted((ROOT / "docs").glob("*.md"))]
+#: What runs here; CuPy's block runs in tests/test_cupy.py.
+BLOCKS = [block for page in PAGES if page.stem != "cupy" for block in readme.blocks("python", page)]
 #: What a fresh environment gets by these is this environment.
 INSTALLS = ("pip install", "pytest")
 PARTS = [part for line in readme.commands() for part in line.split(" && ")]
 
 
-@pytest.mark.parametrize("block", readme.blocks("python"), ids=lambda b: b.splitlines()[0][:40])
+@pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.splitlines()[0][:40])
 def test_python_blocks(block, tmp_path, monkeypatch):
     """Each block runs by itself, and its warnings are errors."""
     torch = pytest.importorskip("torch")
@@ -27,7 +32,7 @@ def test_python_blocks(block, tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # small arrays: more threads would only wait for each other
     try:
-        exec(compile(block, "README.md", "exec"), {"__name__": "readme_block"})
+        exec(compile(block, "block", "exec"), {"__name__": "readme_block"})
     finally:
         torch.set_num_threads(threads)
 
@@ -93,11 +98,13 @@ def test_commands():
     assert said.stdout == tests + "\n"
 
 
-def test_links():
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links(page):
     """Each relative link is a file of the project."""
-    links = [link for link in re.findall(r"\]\(([^)]+)\)", TEXT) if not link.startswith("http")]
-    assert links
-    assert [link for link in links if not (ROOT / link.split("#")[0]).exists()] == []
+    links = re.findall(r"\]\(([^)]+)\)", page.read_text("utf-8"))
+    links = [link.split("#")[0] for link in links if not link.startswith("http")]
+    assert links or page != readme.README
+    assert [link for link in links if not (page.parent / link).exists()] == []
 
 
 def test_extras_exist():

@@ -111,9 +111,10 @@ def draw(
         task = progress.add_task("Sampling", total=-(-count // batch) * solver.nfe)
         for first in range(0, count, batch):
             ids = np.arange(first, min(first + batch, count))
+            there = on.asarray(ids, on.xp.int32)
 
-            def eps(step: int, shape: tuple[int, ...], ids: Array = ids) -> Array:
-                return noise(step, shape, on.asarray(ids, on.xp.int32))
+            def eps(step: int, shape: tuple[int, ...], ids: Array = there) -> Array:
+                return noise(step, shape, ids)
 
             def counted(steps: list[Any]) -> Iterable[Any]:
                 for step in steps:

@@ -58,9 +58,11 @@ class Checkpoint:
         """The network on a backend, ready to sample from."""
         network, scale = backend.network(dict(self.params), self.config), self.timestep_scale
 
-        def net(x: Array, timestep: Array, y: Array | None = None) -> Array:
+        def scaled(x: Array, timestep: Array, y: Array | None = None) -> Array:
             return network(x, timestep * scale, y)
 
+        # The network itself where it can be: JAX's is a pytree, whose weights stay arguments.
+        net = network if scale == 1 else scaled
         variance = self.config.out_channels == 2 * self.config.channels
         return Predictor(net, self.schedule, NAMED[self.predicts], variance)
 
