@@ -467,7 +467,7 @@ BAD_TRAININGS = {
     "widths of groups": (["--widths", "9"], "widths must be multiples of groups = 4"),
     "no widths": (["--widths", ""], "widths must be multiples of groups"),
     "attention": (["--attention", "2"], "indices into the 2 widths"),
-    "device": (["--device", "nowhere"], "device 'nowhere' cannot be used"),
+    "device": (["--device", "nowhere"], "torch cannot use device 'nowhere'"),
     "resume nothing": (["--resume"], "no checkpoint at run/training.safetensors"),
 }
 

@@ -195,7 +195,8 @@ def test_drop_label():
     run = trainer(dataclasses.replace(RECIPE, batch=10, drop_label=share), images=images)
     dropped = []
     for run.done in range(300):
-        x_0, y, _, _ = run._batch()
+        batch = run._batch()
+        x_0, y = batch.x_0, batch.cond["y"]
         wanted = CLASSES[np.rint((x_0[:, 0, 0, 0].numpy() + 1) * 127.5).astype(int)]
         assert ((y.numpy() == -1) | (y.numpy() == wanted)).all()
         dropped.append((y == -1).float().mean())
@@ -241,12 +242,18 @@ def test_batch_follows_the_process():
     run = trainer()
     drawn = []
     for run.done in range(200):
-        drawn.append(run._batch()[2:])
-    u, eps = (np.concatenate([part[i].numpy().ravel() for part in drawn]) for i in (0, 1))
-    assert 0 <= u.min() <= u.max() < 1
+        drawn.append(run._batch())
+    times = np.concatenate([batch.t.time.numpy() for batch in drawn])
+    eps = np.concatenate([batch.eps.numpy().ravel() for batch in drawn])
+    assert set(times) <= set(range(1, 1001))
     # Fixed draws: a correct generator would fail with probability 1e-4 if they were not.
-    assert kstest(u, "uniform").pvalue > 1e-4
+    assert kstest(times / 1000, "uniform").pvalue > 1e-4
     assert kstest(eps, "norm").pvalue > 1e-4
+    # On the device as the schedule has them, to float32.
+    wanted = run.schedule(times.astype(float))
+    for name in ("logsnr", "alpha", "sigma"):
+        found = np.concatenate([getattr(batch.t, name).numpy() for batch in drawn])
+        np.testing.assert_array_equal(found, getattr(wanted, name).astype(np.float32))
 
 
 def test_bfloat16_follows_float32():
@@ -279,6 +286,36 @@ def test_too_few_images():
         trainer(Recipe(batch=11))
 
 
+def test_a_step_brings_only_its_batch(monkeypatch):
+    """Once its batch is there, a step makes no tensor of what is on the host."""
+    from test_torch import Brought
+
+    run = trainer()
+    run.step()  # which makes the moments of Adam
+    batch = run._next
+    monkeypatch.setattr(run, "_batch", lambda: batch)
+    with Brought() as brought:
+        run.step()
+    assert brought.data == []
+    monkeypatch.undo()
+    with Brought() as brought:
+        run.step()
+    assert len(brought.data) >= len(batch)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_frequencies_are_not_rounded(dtype):
+    """A module that is cast keeps its sinusoids' frequencies in float32 at least, and none new."""
+    from ddpm_core.nn import frequencies
+    from ddpm_core_torch import UNet
+
+    net = UNet(CONFIG).to(dtype)
+    wanted = torch.tensor(frequencies(CONFIG), dtype=torch.promote_types(dtype, torch.float32))
+    torch.testing.assert_close(net.rates, wanted, rtol=0, atol=0)
+    assert "rates" not in net.state_dict()
+    assert net.to("meta").rates.device.type == "meta"
+
+
 def test_bfloat16_needs_hardware():
     """Autocast is not chosen on a device that has no fast bfloat16."""
     assert bfloat16_is_fast("meta") is False
@@ -289,10 +326,9 @@ def test_two_channels_out_learn_the_variance():
     wide = dataclasses.replace(CONFIG, out_channels=2)
     of = trainer(config=wide)
     before = weights(of)["conv_out.weight"]
-    x_0, y, u, eps = of._batch()
-    t = ddpm.draw(of.schedule, u)
+    x_0, eps, t, cond = of._batch()
     with torch.no_grad():
-        wanted = float(ddpm.hybrid(of.predict, x_0, eps, t, of.weight, y=y).mean())
+        wanted = float(ddpm.hybrid(of.predict, x_0, eps, t, of.weight, **cond).mean())
     assert of.step() == pytest.approx(wanted, rel=1e-6)
     moved = np.abs(weights(of)["conv_out.weight"] - before).max(axis=(1, 2, 3))
     assert np.all(moved > 0)

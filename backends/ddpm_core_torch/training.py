@@ -13,19 +13,21 @@ from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ddpm_core.denoisers import Predictor
+from ddpm_core.levels import Level
 from ddpm_core.losses import hybrid, loss, native
 from ddpm_core.nn.checkpoints import read_tensors, write_whole
 from ddpm_core.nn.unet import UNetConfig
 from ddpm_core.parameterisations import NAMED
 from ddpm_core.schedules import Schedule, draw
+from ddpm_core_torch.backend import Torch
 from ddpm_core_torch.unet import UNet
 
 
@@ -67,6 +69,15 @@ class Recipe:
                 raise ValueError(f"{name} = {getattr(self, name)} is out of range")
 
 
+class Batch(NamedTuple):
+    """Images of [-1, 1], noise, their levels, and classes as y if there are any; on the device."""
+
+    x_0: Tensor
+    eps: Tensor
+    t: Level
+    cond: dict[str, Any]
+
+
 class Trainer:
     """A network in training: `step` by `step`, `save` and `resume`.
 
@@ -90,7 +101,8 @@ class Trainer:
                 f"batch"
             )
         self.images, self.classes = images, classes
-        self.schedule, self.device = schedule, torch.device(device)
+        self.on = Torch(device)
+        self.schedule, self.device = schedule, self.on.device
         net = UNet(config, dropout=self.recipe.dropout, seed=self.recipe.seed).to(self.device)
         self.net = net
         variance = config.out_channels == 2 * config.channels
@@ -98,13 +110,14 @@ class Trainer:
         self._loss = hybrid if variance else loss
         self.weight = native(NAMED[predicts])
         self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr)
-        self.average = AveragedModel(net, avg_fn=self._average, use_buffers=True)
+        self.average = AveragedModel(net, multi_avg_fn=self._average)
         self.done = 0
         self._epoch = -1  # of the order that is at hand
+        self._next: Batch | None = None
 
-    def _average(self, averaged: Tensor, current: Tensor, count: Tensor | int) -> Tensor:
+    def _average(self, averaged: Any, current: Any, count: Tensor | int) -> None:
         decay = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
-        return torch.lerp(averaged, current, 1 - decay)
+        get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     def step(self) -> float:
         """One step of Adam on the plain squared error of the target; returns it.
@@ -113,11 +126,9 @@ class Trainer:
         its variance too, by `hybrid` (Nichol & Dhariwal 2021, Eq. 16).
         """
         recipe = self.recipe
-        x_0, y, u, eps = self._batch()
-        cond: dict[str, Any] = {} if y is None else {"y": y}
+        x_0, eps, t, cond = self._next or self._batch()
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16)
         with self._dropout_seeded(), autocast:
-            t = draw(self.schedule, u)
             value = self._loss(self.predict, x_0, eps, t, self.weight, **cond).mean()
         for group in self.optimiser.param_groups:
             group["lr"] = recipe.lr * min(1.0, (self.done + 1) / max(recipe.warmup, 1))
@@ -127,6 +138,7 @@ class Trainer:
         self.optimiser.step()
         self.average.update_parameters(self.net)
         self.done += 1
+        self._next = self._batch()  # while a GPU still works on this one
         return float(value.detach())
 
     @contextmanager
@@ -141,8 +153,8 @@ class Trainer:
             torch.manual_seed(int(seed[0]))
             yield
 
-    def _batch(self) -> tuple[Tensor, Tensor | None, Tensor, Tensor]:
-        """The images, classes, uniform times and noise of the next step."""
+    def _batch(self) -> Batch:
+        """What the next step trains on."""
         recipe = self.recipe
         per_epoch = len(self.images) // recipe.batch
         epoch, place = divmod(self.done, per_epoch)
@@ -155,14 +167,14 @@ class Trainer:
         if recipe.flip:
             mirrored = rng.random(recipe.batch) < 0.5
             images = np.where(mirrored[:, None, None, None], images[..., ::-1], images)
-        x_0 = torch.as_tensor(np.ascontiguousarray(images)).to(self.device).float() / 127.5 - 1
-        y = None
+        x_0 = self.on.asarray(images, torch.uint8).float() / 127.5 - 1
+        cond: dict[str, Any] = {}
         if self.classes is not None:
             kept = rng.random(recipe.batch) >= recipe.drop_label
-            y = torch.as_tensor(np.where(kept, self.classes[index], -1)).to(self.device)
-        u = torch.as_tensor(rng.random(recipe.batch, dtype=np.float32)).to(self.device)
-        eps = rng.standard_normal(x_0.shape, dtype=np.float32)
-        return x_0, y, u, torch.as_tensor(eps).to(self.device)
+            cond["y"] = self.on.asarray(np.where(kept, self.classes[index], -1), torch.int64)
+        t = draw(self.schedule, rng.random(recipe.batch, dtype=np.float32))
+        eps = self.on.asarray(rng.standard_normal(x_0.shape, dtype=np.float32))
+        return Batch(x_0, eps, Level(*(self.on.asarray(field) for field in t)), cond)
 
     def averaged(self) -> dict[str, np.ndarray]:
         """The averaged weights, which are the ones to sample from, on the host."""
@@ -211,7 +223,7 @@ class Trainer:
             if name in first  # before its first step Adam has no moments
         }
         self.optimiser.load_state_dict(state)
-        self.done = done
+        self.done, self._next = done, None
 
     def _about(self) -> dict[str, Any]:
         return {

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ddpm_core.nn import UNetConfig, initialise, unet
+from ddpm_core.nn import UNetConfig, frequencies, initialise, unet
+from ddpm_core.nn.unet import FREQUENCIES
 from ddpm_core_torch.ops import TorchOps
 
 
@@ -38,6 +39,20 @@ class UNet(nn.Module):
             params = initialise(config, np.random.default_rng(seed))
         for name, value in params.items():
             self._place(name, nn.Parameter(torch.as_tensor(np.array(value))))
+        self._tabulate()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Any:
+        """What `to`, `cuda` and `bfloat16` go through; a cast would round the frequencies."""
+        super()._apply(fn, recurse)
+        self._tabulate()
+        return self
+
+    def _tabulate(self) -> None:
+        """The sinusoids' frequencies, where the parameters are: a step brings none of its own."""
+        like = next(self.parameters())
+        dtype = torch.promote_types(like.dtype, torch.float32)
+        rates = torch.tensor(frequencies(self.config), dtype=dtype, device=like.device)
+        self.register_buffer("rates", rates, persistent=False)
 
     def _place(self, name: str, parameter: nn.Parameter) -> None:
         """Registers a parameter under a dotted name, which state_dict then has too."""
@@ -53,7 +68,7 @@ class UNet(nn.Module):
         """The network's output: (B, out_channels, H, W); see `ddpm_core.nn.unet`."""
         drop = self.training and self.dropout > 0
         return unet(
-            dict(self.named_parameters()),
+            {FREQUENCIES: self.rates, **dict(self.named_parameters())},
             x,
             timestep,
             y,

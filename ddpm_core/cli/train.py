@@ -134,15 +134,11 @@ def _trainer(
         raise ImportError(f"training needs {error.name}: pip install 'ddpm-core[train]'") from None
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        bfloat16 = precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast(device))
-        return Trainer(
-            images, classes, config, levels, predicts, Recipe(bfloat16=bfloat16, **recipe), device
-        )
-    except (RuntimeError, AssertionError) as error:  # the second, of a torch without CUDA
-        raise ValueError(
-            f"device {device!r} cannot be used: {str(error).splitlines()[0]}"
-        ) from None
+    backend("torch", device=device)  # for what it says of a device that is not there
+    bfloat16 = precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast(device))
+    return Trainer(
+        images, classes, config, levels, predicts, Recipe(bfloat16=bfloat16, **recipe), device
+    )
 
 
 def _run(
