@@ -3,8 +3,9 @@
 It has the names of the real CuPy and no other, takes the arguments that the real functions take,
 refuses arrays of NumPy and implicit copies to the host, and wraps `take`. It counts what waits for
 the GPU and what is copied to it. RawKernels and ElementwiseKernels are their own sources, compiled
-by g++ with `cuda_shim.h`. Between `begin_capture` and `end_capture` nothing is computed: arrays are
-full of NaN until the graph is launched, which computes everything again from its inputs.
+by g++ with `cuda_shim.h`; cuBLAS is `cublas_shim.cpp`. Between `begin_capture` and `end_capture`
+nothing is computed: arrays are full of NaN until the graph is launched, which computes everything
+again from its inputs.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-SHIM = Path(__file__).with_name("cuda_shim.h")
+SHIM, CUBLAS = (Path(__file__).with_name(name) for name in ("cuda_shim.h", "cublas_shim.cpp"))
+HANDLE = 7  # of cuBLAS
 SCALARS = (bool, int, float, np.generic)
 
 
@@ -98,6 +100,8 @@ def bare(x: Any) -> Any:
 
 def call(f: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     """NumPy's f on the arrays, as new arrays or as views of them."""
+    if f in (operator.matmul, np.matmul) and gpu.recorded is not None:
+        raise NotImplementedError("calling cuBLAS API during stream capture is unsupported")
     out = kwargs.pop("out", None)
     args, kwargs = tuple(map(bare, args)), {name: bare(value) for name, value in kwargs.items()}
     if out is not None:
@@ -135,6 +139,7 @@ class ndarray:
     size = property(lambda self: self._a.size)
     T = property(lambda self: ndarray(self._a.T))
     device = property(lambda self: Device(0))
+    data = property(lambda self: Memory(self._a))
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(
@@ -209,6 +214,66 @@ class ndarray:
 
     def repeat(self, repeats: int, axis: Any = None) -> ndarray:
         return call(lambda a: a.repeat(repeats, axis=axis), self)
+
+
+class Memory:
+    """Where an array lies; a graph that is told keeps it."""
+
+    def __init__(self, a: np.ndarray) -> None:
+        if gpu.recorded is not None:
+            gpu.recorded.append(lambda a=a: None)
+        self.ptr = a.ctypes.data
+
+
+class CuBLAS:
+    """The library, as ctypes gives it."""
+
+    def __init__(self, folder: Path) -> None:
+        library = ctypes.CDLL(str(compiled(CUBLAS.read_text(), "cublas", folder)))
+        self.cublasSetStream_v2 = Function(library.cublasSetStream_v2)
+        self.cublasGemmStridedBatchedEx = Function(library.cublasGemmStridedBatchedEx)
+
+
+class Function:
+    """One of cuBLAS: what sets the stream does so, the others work now, or at every launch."""
+
+    stream: Any = None
+
+    def __init__(self, f: Any) -> None:
+        self.f = f
+
+    argtypes = property(
+        lambda self: self.f.argtypes, lambda self, types: setattr(self.f, "argtypes", types)
+    )
+
+    def __call__(self, handle: int, *args: Any) -> int:
+        assert handle == HANDLE
+        assert self.argtypes is not None, "ctypes would cut pointers to 32 bits"
+        if self.f.__name__ == "cublasSetStream_v2":
+            Function.stream = args[0]
+        elif Function.stream != current_stream().ptr:
+            raise AssertionError("cuBLAS works on another stream")
+        elif gpu.recorded is not None:
+            gpu.recorded.append(lambda: check(self.f(handle, *args)))
+            return 0
+        return self.f(handle, *args)
+
+
+def check(status: int) -> None:
+    assert status == 0, f"cuBLAS returns {status}"
+
+
+def compiled(source: str, name: str, folder: Path) -> Path:
+    """The shared library of a source."""
+    stem = folder / f"{name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+    if not stem.with_suffix(".so").exists():
+        stem.with_suffix(".cpp").write_text(source)
+        flags = "-O1 -std=c++17 -shared -fPIC -ffp-contract=off -Wall -Wno-unknown-pragmas"
+        command = ["g++", *flags.split(), "-Werror", "-Wno-unused-function"]
+        files = ["-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
+        done = subprocess.run([*command, *files], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    return stem.with_suffix(".so")
 
 
 def _operators() -> None:
@@ -347,15 +412,7 @@ class RawKernel:
             f"{{ return launch(body_of, args, grid, block, backwards); }}\n"
         )
         assert gpu.folder is not None
-        stem = gpu.folder / f"{self.name}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
-        if not stem.with_suffix(".so").exists():
-            stem.with_suffix(".cpp").write_text(source)
-            flags = "-O1 -std=c++17 -shared -fPIC -ffp-contract=off -Wall -Wno-unknown-pragmas"
-            command = ["g++", *flags.split(), "-Werror", "-Wno-unused-function"]
-            files = ["-o", str(stem.with_suffix(".so")), str(stem.with_suffix(".cpp"))]
-            done = subprocess.run([*command, *files], capture_output=True, text=True)
-            assert done.returncode == 0, done.stderr
-        return ctypes.CDLL(str(stem.with_suffix(".so"))).run
+        return ctypes.CDLL(str(compiled(source, self.name, gpu.folder))).run
 
 
 class ElementwiseKernel:
@@ -426,6 +483,9 @@ class Device:
     def __repr__(self) -> str:
         return f"<CUDA Device {self.id}>"
 
+    def use(self) -> None:
+        gpu.events.append(f"device {self.id} is current")
+
     def __enter__(self) -> Device:
         return self
 
@@ -451,6 +511,7 @@ class Stream:
     def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
         self.null = null
         self.name = "null" if null else f"stream{'' if non_blocking else ' (blocking)'}"
+        self.ptr = 0 if null else id(self)
         self.outer: list[Any] = []
 
     def __enter__(self) -> Stream:
@@ -465,7 +526,7 @@ class Stream:
         gpu.events.append(f"{self.name} recorded")
         return self.name
 
-    def wait_event(self, event: str) -> None:
+    def wait_event(self, event: Any) -> None:
         gpu.events.append(f"{self.name} waits for {event}")
 
     def begin_capture(self, mode: Any = None) -> None:
@@ -486,8 +547,34 @@ class Stream:
         gpu.wait()
 
 
+NULL = Stream(null=True)
+
+
+def current_stream(device_id: int = -1) -> Stream:
+    return gpu.stream or NULL
+
+
+class Event:
+    def __init__(
+        self, block: bool = False, disable_timing: bool = False, interprocess: bool = False
+    ) -> None:
+        assert disable_timing, "its time is not read"
+
+    def __str__(self) -> str:
+        return "the event"
+
+    def record(self, stream: Any = None) -> None:
+        gpu.events.append(f"{(stream or current_stream()).name} records {self}")
+
+
 class MemoryPool:
     def malloc(self, size: int) -> None: ...
+
+    def free_all_blocks(self, stream: Any = None) -> None:
+        gpu.events.append("memory is free")
+
+    def used_bytes(self) -> int:
+        return 0
 
 
 @contextmanager
@@ -563,6 +650,7 @@ def _modules() -> dict[str, types.ModuleType]:
         (Graph, real.cuda.Graph),
         (Device, real.cuda.Device),
         (MemoryPool, real.cuda.MemoryPool),
+        (Event, real.cuda.Event),
         (Generator, real.random.Generator),
     ):
         if missing := {n for n in vars(kind) if not n.startswith("_")} - set(dir(its)):
@@ -581,13 +669,19 @@ def _modules() -> dict[str, types.ModuleType]:
         "cupy.cuda.runtime": _module(
             real.cuda.runtime,
             types.SimpleNamespace(),
-            {"getDeviceCount": lambda: 1, "CUDARuntimeError": CUDARuntimeError},
+            {
+                "getDeviceCount": lambda: 2,
+                "getDeviceProperties": lambda device: {"name": b"stand-in %d" % device},
+                "runtimeGetVersion": lambda: 13000,
+                "CUDARuntimeError": CUDARuntimeError,
+            },
         ),
     }
     modules["cupy.cuda.device"] = _module(
-        real.cuda.device, types.SimpleNamespace(), {"Device": Device}
+        real.cuda.device,
+        types.SimpleNamespace(),
+        {"Device": Device, "get_cublas_handle": lambda: HANDLE},
     )
-    null = Stream(null=True)
     modules["cupy.cuda"] = _module(
         real.cuda,
         types.SimpleNamespace(),
@@ -595,11 +689,13 @@ def _modules() -> dict[str, types.ModuleType]:
             "Device": Device,
             "Stream": Stream,
             "MemoryPool": MemoryPool,
+            "Event": Event,
             "using_allocator": using_allocator,
-            "get_current_stream": lambda device_id=-1: gpu.stream or null,
+            "get_current_stream": current_stream,
         },
     )
-    modules["cupy.cuda"].runtime = modules["cupy.cuda.runtime"]
+    for part in ("device", "runtime"):
+        setattr(modules["cupy.cuda"], part, modules[f"cupy.cuda.{part}"])
     modules["cupy.lib"] = types.ModuleType("cupy.lib")
     modules["cupy.lib"].stride_tricks = modules["cupy.lib.stride_tricks"]
     modules["cupy"] = _module(
@@ -612,6 +708,8 @@ def _modules() -> dict[str, types.ModuleType]:
             "asnumpy": lambda a: a.get() if isinstance(a, ndarray) else np.asarray(a),
             "ascontiguousarray": as_contiguous,
             "copyto": copyto,
+            "get_default_memory_pool": MemoryPool,
+            "__version__": real.__version__,
             "take": lambda a, indices, axis=None: call(
                 lambda a, i: np.take(a, i, axis=axis, mode="wrap"), a, indices
             ),
@@ -642,6 +740,8 @@ def installed(folder: Path) -> Iterator[types.ModuleType]:
         del sys.modules[name]
     sys.modules.update(modules)
     gpu.folder = folder
+    cublas = importlib.import_module("ddpm_core_cupy.cublas")
+    cublas.ctypes = types.SimpleNamespace(**vars(ctypes) | {"CDLL": lambda name: CuBLAS(folder)})
     try:
         yield modules["cupy"]
     finally:

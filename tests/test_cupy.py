@@ -6,7 +6,9 @@ What this cannot show: speed, memory, and what real warps and streams do at the 
 
 from __future__ import annotations
 
+import gc
 import importlib
+import itertools
 import math
 import os
 import shutil
@@ -139,6 +141,63 @@ def test_noise_says_what_is_wrong(on):
         on.portable_noise(0)(1, (3, 2), ids=[0, 1])
 
 
+ORDERS = ["rows", "wide", "neither"]
+
+
+def laid(a: np.ndarray, order: str, turned: bool, cp: Any) -> Any:
+    """The same numbers, in memory by rows or columns, with room between those or between all."""
+    if turned:
+        return laid(a.swapaxes(-1, -2), order, False, cp).swapaxes(a.ndim - 2, a.ndim - 1)
+    wide = np.full((*a.shape[:-1], 2 * a.shape[-1]), np.nan, a.dtype)
+    kept = {"rows": None, "wide": slice(a.shape[-1]), "neither": slice(None, None, 2)}[order]
+    if kept is None:
+        return cp.asarray(np.ascontiguousarray(a))
+    wide[..., kept] = a
+    return cp.asarray(wide)[..., kept]
+
+
+LAID = list(itertools.product(ORDERS, [False, True]))
+
+
+@dtypes
+@pytest.mark.parametrize("a_laid", LAID, ids=str)
+@pytest.mark.parametrize("b_laid", LAID, ids=str)
+def test_matmul(dtype, a_laid, b_laid, cp):
+    """Of matrices however they lie in memory, with a result that was there, and without."""
+    rng = np.random.default_rng(0)
+    matmul = importlib.import_module("ddpm_core_cupy").matmul
+    sizes = [(2, 3, 4), (1, 3, 4), (2, 1, 4), (2, 3, 1), (1, 1, 1), (3, 5, 7)]
+    for (rows, inner, columns), count in itertools.product(sizes, [(), (1,), (3,)]):
+        a = rng.standard_normal((*count, rows, inner)).astype(dtype)
+        b = rng.standard_normal((*count, inner, columns)).astype(dtype)
+        out = cp.asarray(np.full((*count, rows, columns), np.nan, dtype))
+        first, second = laid(a, *a_laid, cp), laid(b, *b_laid, cp)
+        np.testing.assert_array_equal(values(first), a)
+        wide_a, wide_b = a.astype(float), b.astype(float)
+        wanted, size = wide_a @ wide_b, np.abs(wide_a) @ np.abs(wide_b)
+        for found in (matmul(first, second), matmul(first, second, out=out), out):
+            assert (np.abs(values(found) - wanted) <= inner * EPS[dtype] * size).all()
+            assert found.dtype == dtype
+
+
+def test_matmul_says_what_is_wrong(cp):
+    matmul = importlib.import_module("ddpm_core_cupy").matmul
+    for a, b in [((2, 3), (2, 3)), ((2, 2, 3), (3, 2)), ((1, 1, 2, 3), (1, 1, 3, 2))]:
+        with pytest.raises(ValueError, match="no product of shapes"):
+            matmul(cp.zeros(a), cp.zeros(b))
+    with pytest.raises(ValueError, match="float64 and float32"):
+        matmul(cp.zeros((2, 2)), cp.zeros((2, 2), np.float32))
+
+
+def test_attention_of_large_values(cp):
+    """A softmax of logits whose exponentials are beyond float32."""
+    q, k, v = np.random.default_rng(0).standard_normal((3, 2, 3, 4, 6))
+    found = backend(dtype="float64").ops.attention(*map(cp.asarray, (100 * q, 100 * k, v)), 2)
+    there = [a.transpose(0, 3, 1, 2) for a in (100 * q, 100 * k, v)]
+    wanted = Ops().attention(*there, 2).transpose(0, 2, 3, 1)
+    np.testing.assert_allclose(values(found), wanted, rtol=0, atol=1e-10)
+
+
 @dtypes
 @pytest.mark.parametrize("silu", [False, True])
 @pytest.mark.parametrize(
@@ -219,6 +278,7 @@ def test_lincomb_of_nothing(on):
 
 CONFIGS = {
     "winograd": UNetConfig(1, 1, (32, 64), blocks=1, attention=(0,), groups=4, classes=3),
+    "uneven": UNetConfig(*(1, 1, (32, 64)), blocks=1, attention=(), groups=4, scale_shift=True),
     "switches": UNetConfig(
         *(2, 4, (6, 12)),
         blocks=1,
@@ -247,13 +307,17 @@ def random_params(config: UNetConfig) -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_unet(name, cp):
     """The reference's output in float64, of every switch and every form of convolution."""
-    config, side = CONFIGS[name], 16 if name == "winograd" else 4
+    config = CONFIGS[name]
+    size = {"winograd": (16, 16), "uneven": (10, 26)}.get(name, (4, 4))
     params, rng = random_params(config), np.random.default_rng(1)
-    x = rng.standard_normal((3, config.channels, side, side))
+    x = rng.standard_normal((3, config.channels, *size))
     time, y = np.array([0.0, 500.0, 999.0], np.float32), np.array([-1, 0, 2])
     if name == "winograd":
         assert convolution.tile((3, 16, 16, 32), 32) == 4
         assert convolution.tile((3, 8, 8, 64), 64) == 2
+    if name == "uneven":  # whose last tiles are cut, so that what follows is given a view
+        assert convolution.tile((3, 10, 26, 32), 32) == 4
+        assert convolution.tile((3, 5, 13, 64), 64) == 2
     cond = y if config.classes else None
     wanted = unet(params, x, time, cond, config=config, ops=Ops())
     net = backend(dtype="float64").network(params, config)
@@ -397,6 +461,14 @@ def test_graph_for_each_number(on):
         return {"scaled": x * float(by), "what": [by, x]}
 
     fast, x = on.compile(scaled), on.asarray(np.arange(3.0))
+
+    @on.compile
+    def named(**parts: Any) -> Any:
+        return parts["x"] - parts["y"]
+
+    three, x = on.asarray(np.full(3, 3.0)), on.asarray(np.arange(3.0))
+    np.testing.assert_array_equal(values(named(x=x, y=three)), [-3, -2, -1])
+    np.testing.assert_array_equal(values(named(y=x, x=three)), [3, 2, 1])
     for by in (2.0, 3.0, 2.0, 1, 1.0, True, 1):
         found = fast(x, by, and_so=(x, x))
         np.testing.assert_array_equal(values(found["scaled"]), np.arange(3.0) * float(by))
@@ -421,11 +493,15 @@ def test_graph_and_streams(on):
     fast(x)
     before, after = ["null recorded", "stream waits for null"], ["stream recorded"]
     captured = [*before, "begin", "end", *after, "null waits for stream"]
-    assert gpu.events == [*captured, "launch"]
+    wait, launched = "null waits for the event", ["launch", "null records the event"]
+    assert gpu.events == [wait, *captured, *launched]
     waits = gpu.synchronisations
     fast(x)
-    assert gpu.events == [*captured, "launch", "launch"]
+    assert gpu.events == [wait, *captured, *launched, wait, *launched]
     assert gpu.synchronisations == waits
+    del fast
+    gc.collect()
+    assert gpu.events[-1] == "memory is free"
 
 
 @pytest.mark.parametrize(
@@ -444,6 +520,13 @@ def test_graph_of_what_waits(on, what, message):
     np.testing.assert_array_equal(values(on.compile(lambda x: x + 1.0)(x)), [2, 2])
 
 
+def test_graph_of_cupys_own_product(on):
+    """CuPy refuses it, as the real one does: the backend's is another."""
+    fast, x = on.compile(lambda x: x @ x), on.asarray(np.ones((2, 2)))
+    with pytest.raises(NotImplementedError, match="cuBLAS"):
+        fast(x)
+
+
 def test_graph_of_what_is_copied(on, cp):
     """Copies from the host are refused in a capture, so nothing in a network makes one there."""
     fast = on.compile(lambda x: x + cp.asarray([1.0, 2.0]))
@@ -459,17 +542,21 @@ def test_graph_takes_no_arrays_of_the_host(on):
 # The door. --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("device", [None, 0, "cuda", "cuda:0"])
-def test_devices(device):
-    assert backend(device=device).device.id == 0
+@pytest.mark.parametrize(
+    ("device", "number"), [(None, 0), (0, 0), ("cuda", 0), ("cuda:0", 0), ("cuda:1", 1), (1, 1)]
+)
+def test_devices(device, number):
+    """The device is made the current one, where CuPy's own arrays are too."""
     on = backend(device=device)
+    assert on.device.id == number
+    assert gpu.events[-1] == f"device {number} is current"
     assert backend(device=on.device).device == on.device
 
 
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"device": "cuda:1"}, "CuPy has no device 'cuda:1', but 1"),
+        ({"device": "cuda:2"}, "CuPy has no device 'cuda:2', but 2"),
         ({"device": -1}, "CuPy has no device -1"),
         ({"device": "cpu"}, "CuPy has no device 'cpu'"),
         ({"device": "0"}, "CuPy has no device '0'"),
@@ -490,11 +577,13 @@ def test_no_driver(cp, monkeypatch):
         raise CUDARuntimeError("cudaErrorInsufficientDriver: version is insufficient")
 
     monkeypatch.setattr(cp.cuda.runtime, "getDeviceCount", fails)
-    with pytest.raises(ValueError, match="cannot use device None: cudaErrorInsufficientDriver"):
+    with pytest.raises(ValueError, match=r"finds no GPU.*\(cudaErrorInsufficientDriver"):
         backend()
     if not REAL.cuda.is_available():
         monkeypatch.setattr(cp.cuda, "runtime", REAL.cuda.runtime)
-        with pytest.raises(ValueError, match="cannot use device 'cuda': cudaError") as caught:
+        with pytest.raises(
+            ValueError, match="finds no GPU: the NVIDIA driver is missing"
+        ) as caught:
             backend(device="cuda")
         assert "\n" not in str(caught.value)
 

@@ -1,12 +1,12 @@
 """What CuPy supplies: arrays on a GPU, noise, and operations on maps with channels last.
 
-Nothing here waits for the GPU but `to_numpy` and `pack`, so a step of a sampler can be captured as
-a CUDA graph. No gradients: CuPy samples and evaluates; torch and JAX train.
+Nothing here waits for the GPU but `to_numpy` and `pack`, and matrix products are by our own call of
+cuBLAS, so a step of a sampler can be captured as a CUDA graph. No gradients: CuPy samples and
+evaluates; torch and JAX train.
 """
 
 from __future__ import annotations
 
-import functools
 import math
 import operator
 import re
@@ -19,10 +19,10 @@ import numpy as np
 from ddpm_core._typing import Array
 from ddpm_core.backends import Backend
 from ddpm_core.levels import fit
-from ddpm_core.nn import UNetConfig
 from ddpm_core.noise import normal_tables, portable_noise
 from ddpm_core_cupy import kernels
 from ddpm_core_cupy._cupy import cupy
+from ddpm_core_cupy.cublas import matmul
 from ddpm_core_cupy.graphs import graphed
 from ddpm_core_numpy import NumPyOps
 from ddpm_core_numpy.convolution import Kernel
@@ -34,6 +34,8 @@ class CuPyOps(NumPyOps):
     Convolutions and attention are matrix products by cuBLAS, a norm with its SiLU is one kernel.
     What is not here is `NumPyOps`'s own line.
     """
+
+    matmul = staticmethod(matmul)
 
     def kernel(self, weight: Array) -> Kernel:
         """Its forms are made on the host."""
@@ -54,26 +56,34 @@ class CuPyOps(NumPyOps):
         )
         return out
 
+    def linear(self, x: Array, weight: Array, bias: Array) -> Array:
+        return self.matmul(x, weight.T) + bias
+
     def silu(self, x: Array) -> Array:
         return kernels.silu(x.dtype.name)(x)
 
     def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:
         batch, height, width, channels = q.shape
-        each = channels // heads
-        q, k, v = (a.reshape(batch, -1, heads, each).swapaxes(1, 2) for a in (q, k, v))
-        weights = q @ k.swapaxes(2, 3)
+        each, pixels = channels // heads, height * width
+        q, k, v = (
+            a.reshape(batch, pixels, heads, each).swapaxes(1, 2).reshape(-1, pixels, each)
+            for a in (q, k, v)
+        )
+        weights = self.matmul(q, k.swapaxes(1, 2))
         weights *= 1 / math.sqrt(each)
-        weights -= weights.max(axis=3, keepdims=True)
+        weights -= weights.max(axis=2, keepdims=True)
         cupy.exp(weights, out=weights)
-        weights /= weights.sum(axis=3, keepdims=True)
-        return (weights @ v).swapaxes(1, 2).reshape(batch, height, width, channels)
+        weights /= weights.sum(axis=2, keepdims=True)
+        out = self.matmul(weights, v).reshape(batch, heads, pixels, each)
+        return out.swapaxes(1, 2).reshape(batch, height, width, channels)
 
 
 class CuPy(Backend):
     """CuPy, on one NVIDIA GPU.
 
     device: its ordinal, "cuda" or "cuda:1"; None and "cuda" are CuPy's current device. CuPy
-        computes on the current device: sample on another one `with backend.device:`
+        computes on the current one, so another one is made current, in this thread; between two
+        backends, and in other threads, work `with backend.device:`
     dtype: "float32" or "float64"
     """
 
@@ -84,14 +94,12 @@ class CuPy(Backend):
             raise ValueError(f"the CuPy backend computes in float32 or float64, not {dtype}")
         self.xp = xp
         self.device = _device(device)
+        self.device.use()
         self.dtype = np.dtype(dtype)
         self.ops = CuPyOps()
 
     def to_numpy(self, x: Array) -> np.ndarray[Any, Any]:
         return cupy.asnumpy(x)
-
-    def network(self, params: dict[str, Array], config: UNetConfig) -> Callable[..., Array]:
-        return self._here(self._here(super().network)(params, config))
 
     def lincomb(self, *terms: tuple[Any, Array]) -> Array:
         dtype = terms[0][1].dtype
@@ -103,11 +111,13 @@ class CuPy(Backend):
         return kernels.lincomb(len(kept), dtype.name)(*(a for term in kept for a in term))
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
+        """Of CuPy's Philox, whose key has 32 bits: of a million draws, some hundred are twins."""
+
         def normal(step: int, shape: tuple[int, ...]) -> Array:
             bits = cupy.random.Philox4x3210(np.random.SeedSequence((seed, step)))
             return cupy.random.Generator(bits).standard_normal(shape, dtype=self.dtype)
 
-        return self._here(normal)
+        return normal
 
     def portable_noise(self, seed: int) -> Callable[..., Array]:
         """`ddpm_core.portable_noise` on this device and in this dtype: its bits, in one kernel."""
@@ -139,21 +149,11 @@ class CuPy(Backend):
                 )
             return z.astype(self.dtype, copy=False)
 
-        return self._here(noise)
+        return noise
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """The function as CUDA graphs; see `graphs.graphed`."""
-        return self._here(graphed(f))
-
-    def _here(self, f: Callable[..., Any]) -> Callable[..., Any]:
-        """The function with this device as the current one."""
-
-        @functools.wraps(f)
-        def called(*args: Any, **kwargs: Any) -> Any:
-            with self.device:
-                return f(*args, **kwargs)
-
-        return called
+        return graphed(f)
 
 
 def _device(name: Any) -> Any:
@@ -169,7 +169,9 @@ def _device(name: Any) -> Any:
             if 0 <= ordinal < count:
                 return cupy.cuda.Device(ordinal)
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise ValueError(f"CuPy cannot use device {name!r}: {error}") from None
+        raise ValueError(
+            f"CuPy finds no GPU: the NVIDIA driver is missing or too old for this CUDA ({error})"
+        ) from None
     raise ValueError(f"CuPy has no device {name!r}, but {count} from 'cuda:0' on")
 
 

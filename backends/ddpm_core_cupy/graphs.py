@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
@@ -11,17 +12,15 @@ from ddpm_core_cupy._cupy import cupy
 
 
 class Captured(NamedTuple):
-    """A graph, and the memory that it reads and writes.
+    """A graph, and the arrays that it reads and writes.
 
-    inputs: the arrays that a call is copied into, in the order of `key_of`
+    inputs: what a call is copied into, in the order of `key_of`
     result: what the function returned, whose arrays every launch fills anew
-    pool: of all arrays in between; theirs alone, since a launch writes to them again
     """
 
     inputs: list[Array]
     graph: Any
     result: Any
-    pool: Any
 
 
 def graphed(f: Callable[..., Any]) -> Callable[..., Any]:
@@ -32,49 +31,66 @@ def graphed(f: Callable[..., Any]) -> Callable[..., Any]:
     captured anew: what changes at every call is better an array. The same holds for whatever f
     reads from elsewhere, which is as it was when the graph was captured.
 
-    f must not wait for the GPU or copy to or from it; CuPy raises if it does. It is called twice:
-    the first time compiles kernels and makes constants.
+    f must not wait for the GPU, copy to or from it, or multiply matrices by CuPy's own calls, which
+    raise; `ddpm_core_cupy.matmul` can be captured. f is called twice: the first time compiles
+    kernels and makes constants. Calls may come from any stream, but from one thread at a time.
     """
     known: dict[Any, Captured] = {}
+    # Memory of its own, since a launch writes to it again; graphs that run in turn can share it.
+    pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
+    done = cupy.cuda.Event(disable_timing=True)
 
     def launched(*args: Any, **kwargs: Any) -> Any:
         arrays: list[Array] = []
         key = key_of((args, kwargs), arrays)
+        here = cupy.cuda.get_current_stream()
+        here.wait_event(done)  # of the call before, which may have come from another stream
         if key not in known:
-            known[key] = capture(f, args, kwargs)
+            with cupy.cuda.using_allocator(pool.malloc):
+                known[key] = capture(f, args, kwargs, stream)
         call = known[key]
         for held, x in zip(call.inputs, arrays, strict=True):
             cupy.copyto(held, x)
         call.graph.launch()
-        return with_arrays(call.result, lambda x: x.copy())
+        result = with_arrays(call.result, lambda x: x.copy())
+        done.record(here)
+        return result
 
+    weakref.finalize(launched, _free, known, pool, cupy.cuda.Device())
     return launched
 
 
-def capture(f: Callable[..., Any], args: Any, kwargs: Any) -> Captured:
-    """The call as a graph, which has not run yet."""
-    pool, stream = cupy.cuda.MemoryPool(), cupy.cuda.Stream(non_blocking=True)
-    outside = cupy.cuda.get_current_stream()
+def capture(f: Callable[..., Any], args: Any, kwargs: Any, stream: Any) -> Captured:
+    """The call as a graph, which has not run yet; all that it makes is of the current allocator."""
     inputs: list[Array] = []
 
     def held(x: Array) -> Array:
         inputs.append(x.copy())
         return inputs[-1]
 
-    with cupy.cuda.using_allocator(pool.malloc), stream:
-        stream.wait_event(outside.record())  # the arguments may still be in the making
-        args, kwargs = with_arrays((args, kwargs), held)
-        f(*args, **kwargs)
-        stream.begin_capture()
-        try:
-            result = f(*args, **kwargs)
-        except BaseException:
-            with suppress(cupy.cuda.runtime.CUDARuntimeError):  # the capture is invalid, and ends
-                stream.end_capture()
-            raise
-        graph = stream.end_capture()
-    outside.wait_event(stream.record())
-    return Captured(inputs, graph, result, pool)
+    outside = cupy.cuda.get_current_stream()
+    stream.wait_event(outside.record())  # the arguments may still be in the making
+    try:
+        with stream:
+            args, kwargs = with_arrays((args, kwargs), held)
+            f(*args, **kwargs)
+            stream.begin_capture()
+            try:
+                result = f(*args, **kwargs)
+            except BaseException:
+                with suppress(cupy.cuda.runtime.CUDARuntimeError):  # invalid, it ends
+                    stream.end_capture()
+                raise
+            return Captured(inputs, stream.end_capture(), result)
+    finally:
+        outside.wait_event(stream.record())  # also for what the first call made and keeps
+
+
+def _free(known: dict[Any, Captured], pool: Any, device: Any) -> None:
+    """CuPy's pools keep their memory when they go, unless they are told."""
+    known.clear()
+    with device:
+        pool.free_all_blocks()
 
 
 def key_of(tree: Any, arrays: list[Array]) -> Any:

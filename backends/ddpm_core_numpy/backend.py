@@ -32,6 +32,8 @@ class NumPyOps(ChannelsLast):
     stay in the processor's cache.
     """
 
+    matmul: Callable[..., Array] = staticmethod(np.matmul)
+
     def pack(self, params: dict[str, Array]) -> dict[str, Any]:
         """3x3 convolutions as a `Kernel`, and those of one pixel as matrices (C, O)."""
         packed: dict[str, Any] = dict(params)
@@ -58,8 +60,8 @@ class NumPyOps(ChannelsLast):
         symmetric: bool = True,
     ) -> Array:
         if isinstance(weight, Kernel):
-            return convolve(h, weight, bias, stride, symmetric)
-        out = h.reshape(-1, h.shape[-1]) @ weight
+            return convolve(h, weight, bias, stride, symmetric, self.matmul)
+        out = self.matmul(h.reshape(-1, h.shape[-1]), weight)
         out += bias
         return out.reshape(*h.shape[:3], -1)
 

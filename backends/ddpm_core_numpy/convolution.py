@@ -52,13 +52,26 @@ class Kernel:
         return self._forms[m]
 
 
-def convolve(h: Array, kernel: Kernel, bias: Array, stride: int, symmetric: bool) -> Array:
-    """(B, H, W, C) to (B, H / stride, W / stride, O); see `ddpm_core.nn.Ops.conv2d`."""
+def convolve(
+    h: Array,
+    kernel: Kernel,
+    bias: Array,
+    stride: int,
+    symmetric: bool,
+    matmul: Callable[..., Array] = np.matmul,
+) -> Array:
+    """(B, H, W, C) to (B, H / stride, W / stride, O); see `ddpm_core.nn.Ops.conv2d`.
+
+    matmul: of the map's library, with an argument out
+    """
     # The library itself: what follows is beyond the standard, but alike in the two.
     xp = np if type(h) is np.ndarray else array_namespace(h, use_compat=False)
     m = tile(h.shape, len(bias)) if stride == 1 else 0
     weight = kernel.form(m)
-    out = _winograd(xp, h, weight, m) if m else _patches(xp, h, weight, stride, symmetric)
+    if m:
+        out = _winograd(xp, matmul, h, weight, m)
+    else:
+        out = _patches(xp, matmul, h, weight, stride, symmetric)
     out += bias
     return out
 
@@ -72,7 +85,7 @@ def tile(shape: tuple[int, ...], out_channels: int) -> int:
     return 4 if pixels >= 768 and min(height, width) >= 8 else 2
 
 
-def _patches(xp: Any, h: Array, weight: Array, stride: int, symmetric: bool) -> Array:
+def _patches(xp: Any, matmul: Any, h: Array, weight: Array, stride: int, symmetric: bool) -> Array:
     batch, height, width, channels = h.shape
     before = 1 if symmetric else 0
     padded = _padded(xp, h, before, height + before + 1, width + before + 1)
@@ -82,11 +95,11 @@ def _patches(xp: Any, h: Array, weight: Array, stride: int, symmetric: bool) -> 
     patches = _scratch(xp, 0, (batch, height, width, 3, 3 * channels), h.dtype)
     steps = (b, stride * y, stride * x, y, c)
     xp.copyto(patches, xp.lib.stride_tricks.as_strided(padded, patches.shape, steps))
-    out = patches.reshape(-1, 9 * channels) @ weight
+    out = matmul(patches.reshape(-1, 9 * channels), weight)
     return out.reshape(batch, height, width, -1)
 
 
-def _winograd(xp: Any, h: Array, weight: Array, m: int) -> Array:
+def _winograd(xp: Any, matmul: Any, h: Array, weight: Array, m: int) -> Array:
     """Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A over tiles d of (m + 2)² pixels that overlap by 2."""
     batch, height, width, channels = h.shape
     down, across, n = -(-height // m), -(-width // m), m + 2
@@ -98,11 +111,11 @@ def _winograd(xp: Any, h: Array, weight: Array, m: int) -> Array:
     steps = (y, x, b, m * y, m * x, c)
     xp.copyto(tiles, xp.lib.stride_tricks.as_strided(padded, tiles.shape, steps))
     points = _scratch(xp, 1, (n * n, count * channels), h.dtype)
-    xp.matmul(into, tiles.reshape(n * n, -1), out=points)
+    matmul(into, tiles.reshape(n * n, -1), out=points)
     products = _scratch(xp, 0, (n * n, count, out_channels), h.dtype)  # the tiles are done with
-    xp.matmul(points.reshape(n * n, count, channels), weight, out=products)
+    matmul(points.reshape(n * n, count, channels), weight, out=products)
     made = _scratch(xp, 1, (m * m, count * out_channels), h.dtype)  # and so are the points
-    xp.matmul(out_of, products.reshape(n * n, -1), out=made)
+    matmul(out_of, products.reshape(n * n, -1), out=made)
     out = xp.empty((batch, down, m, across, m, out_channels), h.dtype)
     made = made.reshape(m, m, batch, down, across, out_channels)
     xp.copyto(out, made.transpose(2, 3, 0, 4, 1, 5))
