@@ -28,14 +28,16 @@ class Backend:
 
     xp: the namespace of the Array API standard
     device, dtype: of the arrays that it makes
-    ops: the operations of the UNet
+    ops: the operations of the UNet; the reference's, unless it has faster ones
+
+    Made by name as kind(device=..., dtype=..., **options), with ValueError for what it lacks.
     """
 
     name: ClassVar[str]
     xp: Any
     device: Any
     dtype: Any
-    ops: Ops
+    ops: Ops = Ops()
 
     def asarray(self, a: Any, dtype: Any = None) -> Array:
         """Host data as an array of this library, device and dtype."""
@@ -102,15 +104,16 @@ def backend(name: str, *, device: Any = None, dtype: str = "float32", **options:
     found = discover()
     if name not in found:
         raise LookupError(
-            f"no backend {name!r} (registered: {', '.join(sorted(found))}); register one under the "
-            f"entry-point group {GROUP!r}, or pass the object"
+            f"no backend {name!r}; there are {', '.join(sorted(found))}, and others as "
+            f"entry points of group {GROUP!r}"
         )
     try:
         kind = found[name].load()
     except ModuleNotFoundError as error:
         dist = found[name].dist
-        package = f"ddpm-core[{name}]" if dist is None or dist.name == "ddpm-core" else dist.name
-        raise ImportError(f"backend {name!r} needs {error.name}: pip install '{package}'") from None
+        ours = dist is not None and dist.name == "ddpm-core"
+        advice = f": pip install 'ddpm-core[{name}]'" if ours else ", which is not installed"
+        raise ImportError(f"backend {name!r} needs {error.name}{advice}") from None
     return kind(device=device, dtype=dtype, **options)
 
 

@@ -1,5 +1,6 @@
 """A DDPM on Fashion-MNIST in a training loop of your own, on JAX: the UNet and optax.
 
+    pip install 'ddpm-core[cli,jax]' optax
     python examples/train_jax.py --steps 5000 --out fashion-jax
 
 Trains with Adam, a warm-up, clipped gradients and an average of the weights, as Ho et al. 2020 did.

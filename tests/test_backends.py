@@ -12,7 +12,7 @@ from scipy.stats import kstest
 
 import ddpm_core as ddpm
 from ddpm_core import backends
-from ddpm_core.nn import Ops, UNetConfig, initialise
+from ddpm_core.nn import UNetConfig, initialise
 from ddpm_core_numpy import NumPy
 
 
@@ -30,7 +30,7 @@ class Mine(ddpm.Backend):
     name = "mine"
 
     def __init__(self, device=None, dtype="float32"):
-        self.xp, self.device, self.dtype, self.ops = np, "cpu", np.dtype(dtype), Ops()
+        self.xp, self.device, self.dtype = np, "cpu", np.dtype(dtype)
 
 
 @pytest.fixture
@@ -89,9 +89,11 @@ def test_missing_library(monkeypatch):
 
 
 def test_missing_module_of_third_party(register):
-    """The module that is missing is named, also where it is not the backend's own name."""
+    """The module that is missing is named; what another package needs, ours does not bring."""
     register("other", "a_module_that_is_not_there:Other")
-    with pytest.raises(ImportError, match="backend 'other' needs a_module_that_is_not_there"):
+    with pytest.raises(
+        ImportError, match="backend 'other' needs a_module_that_is_not_there, which is not"
+    ):
         ddpm.backend("other")
 
 
@@ -105,6 +107,8 @@ def test_missing_module_of_third_party(register):
         ("torch", {"dtype": "int32"}, "no floating-point dtype 'int32'"),
         ("torch", {"dtype": "nn"}, "no floating-point dtype 'nn'"),
         ("jax", {"device": "nowhere"}, "JAX cannot use device 'nowhere'"),
+        ("jax", {"device": "cpu:99"}, "JAX cannot use device 'cpu:99'"),
+        ("jax", {"device": "cpu:x"}, "JAX cannot use device 'cpu:x'"),
         ("jax", {"device": 3}, "JAX has no device 3"),
         ("jax", {"dtype": "int32"}, "float32, bfloat16 or float64, not int32"),
         ("jax", {"dtype": "float64"}, r'until jax.config.update\("jax_enable_x64", True\)'),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -136,7 +137,7 @@ def test_draw_is_sample(model):
     y = np.array([0, 1, 2, -1, 0])
     denoise = ddpm.clip(checkpoint.predictor(on))
     wanted = ddpm.sample(denoise, solver, noise(0, (5, 1, 4, 6)), noise, y=y)
-    found = draw(checkpoint, on, solver, 5, y, 7, 16, quiet=True)
+    found = draw(checkpoint, on, solver, 5, y, 7, 16, process=True, quiet=True)
     assert len(found) == 4
     np.testing.assert_array_equal(found[0], noise(0, (5, 1, 4, 6)))
     np.testing.assert_allclose(found[-1], wanted, rtol=0, atol=ROUNDING)
@@ -539,6 +540,23 @@ def test_info(capsys, monkeypatch):
 def test_command_is_installed():
     """The console script lies beside this Python."""
     assert shutil.which("ddpm-core", path=str(COMMAND.parent))
+
+
+def test_info_survives(monkeypatch, capsys):
+    """A backend of another package that cannot be made hides no other."""
+    from importlib.metadata import EntryPoint
+
+    from ddpm_core import backends
+
+    # int takes no device=.
+    found = backends.discover() | {"bad": EntryPoint("bad", "builtins:int", backends.GROUP)}
+    monkeypatch.setattr("ddpm_core.cli.info.discover", lambda: found)
+    monkeypatch.setattr(backends, "discover", lambda: found)
+    run("info")
+    shown = capsys.readouterr().out
+    assert re.search(r"^bad +cannot be made: TypeError", shown, re.MULTILINE)
+    assert re.search(r"^numpy +\d", shown, re.MULTILINE)
+    assert "fashion-mnist" in shown
 
 
 def test_info_says_what_installs(monkeypatch, capsys):

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 
 import ddpm_core as ddpm
 from ddpm_core import Level
+from ddpm_core.cli import verify
 from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 from ddpm_core_numpy import convolution
 
@@ -537,6 +538,19 @@ def test_graph_of_what_is_copied(on, cp):
 def test_graph_takes_no_arrays_of_the_host(on):
     with pytest.raises(TypeError, match=r"what is hashable, not numpy\.ndarray"):
         on.compile(lambda x: x)(np.ones(2))
+
+
+def test_verify(on, monkeypatch):
+    """What `ddpm-core verify --backend cupy` says on a right GPU, but for its larger networks."""
+    about = verify.environment(backend(device="cuda:1"))
+    assert about["device"] == "stand-in 1 (cuda:1)"
+    assert about["library"] == f"cupy {REAL.__version__}"
+    for name in ("UNet", "sampling", "memory kept"):  # minutes on the stand-in
+        monkeypatch.delitem(verify.CHECKS, name)
+    found = {line.check: line for line in verify.examined(on)}
+    other = {"UNet in TF32", "gradients", "UNet's graph", "memory peak"}
+    wanted = {name: "not applicable" if name in other else "ok" for name in verify.CHECKS}
+    assert {name: line.verdict for name, line in found.items()} == wanted, found
 
 
 # The door. --------------------------------------------------------------------------------------

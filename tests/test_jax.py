@@ -86,7 +86,7 @@ def test_classes_are_integers_of_this_jax():
 def test_device_only_where_given():
     """Arrays are committed to a device that was asked for, and to none otherwise."""
     cpu = jax.devices("cpu")[0]
-    for device in ("cpu", cpu):
+    for device in ("cpu", "cpu:0", cpu):
         on = JAX(device)
         assert on.device == cpu
         assert on.asarray([1.0]).committed
@@ -395,6 +395,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from test_jax import CONFIG, PARAMS, SCHEDULE
 
 assert jax.device_count() == 8
+assert repr(ddpm.backend("jax", device="cpu:3")).startswith("JAX(device='cpu:3'")
 mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
 split = NamedSharding(mesh, PartitionSpec("batch"))
 noise = ddpm.portable_noise(0, jnp)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -593,6 +594,20 @@ def test_command_fails(capsys, monkeypatch, register):
     assert float(allowed) == pytest.approx(4 * np.finfo(np.float32).eps, rel=0.1)
 
 
+def test_nan_in_json(tmp_path, monkeypatch):
+    """A NaN fails, and the file is JSON by the standard, which has none."""
+    nan = ("none", lambda on, host: verify.Finding(math.nan, 1.0))
+    monkeypatch.setattr(verify, "CHECKS", {"transfers": nan})
+    assert app.run(["verify", "--backend", "numpy", "--json", str(tmp_path / "f.json")]) == 1
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(constant)
+
+    found = json.loads((tmp_path / "f.json").read_text(), parse_constant=refuse)
+    assert found["checks"][0]["largest"] == "nan"
+    assert found["checks"][0]["verdict"] == "failed"
+
+
 def test_failure_says_why(capsys, monkeypatch):
     """An exception in a check is its failure, with the first line of what it says."""
 
@@ -608,7 +623,7 @@ def test_failure_says_why(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "tf"], "no backend 'tf' (registered: "),
+        (["--backend", "tf"], "no backend 'tf'; there are "),
         (["--backend", "numpy", "--device", "cuda"], "NumPy has no device 'cuda'"),
         (["--device", "nowhere"], "torch cannot use device 'nowhere'"),
         (["--dtype", "float31"], "torch has no floating-point dtype 'float31'"),

@@ -84,8 +84,8 @@ class Normal:
 class JAX(Backend):
     """JAX, on any of its devices.
 
-    device: "cpu", "cuda" or "gpu", "tpu", or a `jax.Device`; None is JAX's default, and leaves
-        arrays free to follow those that they meet
+    device: "cpu", "cuda" or "gpu", "tpu", the second of them "cuda:1", or a `jax.Device`; None is
+        JAX's default, and leaves arrays free to follow those that they meet
     dtype: "float32", "bfloat16", "float64"
     """
 
@@ -97,14 +97,18 @@ class JAX(Backend):
                 f"the JAX backend computes in float32, bfloat16 or float64, not {dtype}"
             )
         if jax.dtypes.canonicalize_dtype(dtype) != dtype:
-            raise ValueError('JAX has no float64 until jax.config.update("jax_enable_x64", True)')
+            raise ValueError(
+                'JAX has no float64 until jax.config.update("jax_enable_x64", True), or with '
+                "JAX_ENABLE_X64=1 in the environment"
+            )
         self.xp = jnp
         self.dtype = jnp.dtype(dtype)
         self.device = device
         if isinstance(device, str):
+            platform, _, number = device.partition(":")
             try:
-                self.device = jax.local_devices(backend=device)[0]
-            except RuntimeError as error:
+                self.device = jax.local_devices(backend=platform)[int(number or 0)]
+            except (RuntimeError, ValueError, IndexError) as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"JAX cannot use device {device!r}: {reason}") from None
         elif not (device is None or isinstance(device, jax.Device)):

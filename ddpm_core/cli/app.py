@@ -14,6 +14,7 @@ from ddpm_core.cli.verify import verify
 app = typer.Typer(
     help="Denoising diffusion probabilistic models (Ho et al. 2020): sample, train, evaluate.",
     add_completion=False,
+    rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 import platform
-from importlib import metadata
+import sys
 
 import array_api_compat
 import numpy as np
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 import ddpm_core
-from ddpm_core.backends import backend, discover
+from ddpm_core.backends import Backend, backend, discover
 from ddpm_core.models import bundled
 from ddpm_core.nn.checkpoints import load
 
@@ -37,9 +38,11 @@ def info() -> None:
     for name in sorted(discover()):
         try:
             on = backend(name)
-            backends.add_row(name, f"{_version(name)} on {on.device}")
-        except (ImportError, LookupError, ValueError, RuntimeError) as error:
+            backends.add_row(name, f"{version_of(on)} on {on.device or 'its default device'}")
+        except (ImportError, ValueError) as error:
             backends.add_row(name, Text(str(error)))  # no markup: [torch] is an extra
+        except Exception as error:  # another package's defect hides nothing else
+            backends.add_row(name, Text(f"cannot be made: {type(error).__name__}: {error}"))
     console.print(backends)
     models = Table("model", "images", "parameters", "trained", box=None, pad_edge=False, title="")
     for name, path in bundled().items():
@@ -55,8 +58,9 @@ def info() -> None:
     console.print(models)
 
 
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "ready"
+def version_of(on: Backend) -> str:
+    """Of the backend's library, which may have another name on PyPI, as CuPy's has."""
+    for library in (importlib.import_module(on.name) if on.name in sys.modules else None, on.xp):
+        if found := getattr(library, "__version__", None):
+            return str(found)
+    return "(no version)"

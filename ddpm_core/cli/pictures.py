@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,6 +37,8 @@ def check_place(path: Path, *suffixes: str) -> None:
         raise IsADirectoryError(f"{path} is a folder, not a file to write")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in")
+    if not os.access(path.parent, os.W_OK):
+        raise PermissionError(f"{path.parent} is not ours to write {path.name} in")
 
 
 def write_png(path: Path, sheet: Array, scale: int = 1) -> None:

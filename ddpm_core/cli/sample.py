@@ -58,7 +58,9 @@ def sample(
     backend_name: Annotated[
         str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
     ] = "numpy",
-    device: Annotated[str | None, typer.Option(help="Of the backend, such as cuda.")] = None,
+    device: Annotated[
+        str | None, typer.Option(help="As the backend's library names it, such as cuda or cuda:1.")
+    ] = None,
 ) -> None:
     """Sample images from a trained model into one picture."""
     rows, columns = parse_grid(grid)
@@ -74,7 +76,8 @@ def sample(
     solver = SAMPLERS[sampler](checkpoint.schedule, steps)
     y = parse_classes(classes, checkpoint, rows * columns)
     frames = draw(
-        checkpoint, backend(backend_name, device=device), solver, rows * columns, y, seed, batch
+        *(checkpoint, backend(backend_name, device=device), solver, rows * columns, y, seed, batch),
+        process=gif is not None,
     )
     pictures.write_png(out, pictures.grid(frames[-1], columns), scale)
     written = f"Wrote {out}"
@@ -96,9 +99,13 @@ def draw(
     seed: int,
     batch: int,
     *,
+    process: bool = False,
     quiet: bool = False,
 ) -> list[Array]:
-    """The states of a solver from noise to samples: NumPy arrays (count, C, H, W)."""
+    """Samples, the last of the list: NumPy arrays (count, C, H, W).
+
+    process: with the states before, from noise on, for each of which the host waits
+    """
     from rich.console import Console
     from rich.progress import Progress, TimeElapsedColumn
 
@@ -123,10 +130,14 @@ def draw(
 
             cond = {} if y is None else {"y": on.asarray(y[ids], on.xp.int64)}
             x = eps(0, (len(ids), *shape))
-            states = trajectory(
+            states = [on.to_numpy(x)] if process else []
+            for state in trajectory(
                 denoise, solver, x, eps, lincomb=on.lincomb, progress=counted, **cond
-            )
-            parts.append([on.to_numpy(x), *(on.to_numpy(state.x) for state in states)])
+            ):
+                x = state.x
+                if process:
+                    states.append(on.to_numpy(x))
+            parts.append(states or [on.to_numpy(x)])
     return [np.concatenate(states) for states in zip(*parts, strict=True)]
 
 
