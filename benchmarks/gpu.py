@@ -30,6 +30,7 @@ import torch.nn.functional as F
 import unet
 
 import ddpm_core as ddpm
+from ddpm_core.cli.pictures import check_place
 from ddpm_core.cli.verify import environment
 from ddpm_core_torch import UNet
 
@@ -62,6 +63,11 @@ def precision(name):
 # What runs, by (library, how). --------------------------------------------------------------------
 
 
+def ways(compiler):
+    """How a network runs."""
+    return (EAGER,) if compiler == "none" else (EAGER, COMPILED)
+
+
 def forward(about, device, kind, batch, compiler):
     """A UNet call: the outputs. Both libraries' by the backend's `compile`."""
     dtype = "bfloat16" if kind == "bfloat16" else "float32"
@@ -75,14 +81,15 @@ def forward(about, device, kind, batch, compiler):
     def their_output(x, t):
         return theirs(x, t).sample
 
-    def quick(net):
+    def made(net, how):
+        if how == EAGER:
+            return net
         return on.compile(net) if compiler == "inductor" else torch.compile(net, backend=compiler)
 
     nets = {
-        ("diffusers", EAGER): their_output,
-        ("diffusers", COMPILED): quick(their_output),
-        ("ddpm-core", EAGER): ours,
-        ("ddpm-core", COMPILED): quick(ours),
+        (library, how): made(net, how)
+        for library, net in (("diffusers", their_output), ("ddpm-core", ours))
+        for how in ways(compiler)
     }
 
     @torch.no_grad()
@@ -132,7 +139,7 @@ def training(about, device, kind, batch, compiler):
     return {
         (library, how): step(make(), error, how)
         for library, (make, error) in both.items()
-        for how in (EAGER, COMPILED)
+        for how in ways(compiler)
     }
 
 
@@ -206,8 +213,6 @@ def measured(options, part, kind, batch):
     """`measure` of a row, after which the device holds nothing of it."""
     with precision(kind):
         cases = PARTS[part](options.about, options.device, kind, batch, options.compiler)
-        if options.compiler == "none":
-            cases = {key: run for key, run in cases.items() if key[1] == EAGER}
         found = measure(cases, options.device, options.rounds)
     del cases
     torch.compiler.reset()
@@ -311,31 +316,38 @@ def microseconds_a_step(seconds, batch):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--batches", default="1,64,256")
-    parser.add_argument("--parts", default=",".join(PARTS), help="of the benchmark")
+    parser.add_argument("--device", default="cuda", help="of torch; default: %(default)s")
+    parser.add_argument("--rounds", type=int, default=15, help="of a row; default: %(default)s")
+    parser.add_argument("--batches", default="1,64,256", help="default: %(default)s")
+    parser.add_argument("--parts", default=",".join(PARTS), help="default: %(default)s")
     parser.add_argument("--small", action="store_true", help="the layout of the bundled model")
     parser.add_argument("--precisions", help="default: float32,TF32,bfloat16; on a CPU float32")
     parser.add_argument(
         "--compiler",
         help="of torch.compile, or none; default: inductor, and on a CPU, where that takes "
-        "minutes, aot_eager, which traces and compiles nothing",
+        "minutes, eager, which traces and compiles nothing",
     )
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--json", type=Path, help="also write all numbers to this file")
     options = parser.parse_args()
+    if unknown := set(options.parts.split(",")) - set(PARTS):
+        parser.error(f"--parts are of {', '.join(PARTS)}, not {', '.join(unknown)}")
+    try:
+        on = ddpm.backend("torch", device=options.device)
+        if options.json is not None:
+            check_place(options.json, ".json")  # before the work, not after it
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
     warnings.filterwarnings("ignore", message=".*lru_cache")  # of array_api_compat's, in torch
     diffusers.utils.logging.set_verbosity_error()  # else a line for each network that is moved
     options.batches = [int(batch) for batch in options.batches.split(",")]
     network, options.about = NETWORKS[options.small]
-    on = ddpm.backend("torch", device=options.device)
     about = environment(on)
     del about["dtype"]
     about["diffusers"] = f"diffusers {version('diffusers')}"
     print(f"{', '.join(about.values())}; {options.rounds} rounds")
     cpu = on.device.type == "cpu"
     kinds = (options.precisions or ("float32" if cpu else "float32,TF32,bfloat16")).split(",")
-    options.compiler = options.compiler or ("aot_eager" if cpu else "inductor")
+    options.compiler = options.compiler or ("eager" if cpu else "inductor")
     results = {}
     for part in options.parts.split(","):
         if part == "sampling":
@@ -345,9 +357,10 @@ def main():
             what = "UNet call" if part == "forward" else "Training step"
             title = f"{what}, {network}: images a second"
             results |= report(options, title, part, kinds, images_a_second)
-    if options.json is not None:
-        found = {"environment": about, "rounds": options.rounds, "results": results}
-        options.json.write_text(json.dumps(found, indent=2) + "\n")
+        if options.json is not None:
+            # After each part, so that a later one loses nothing of an earlier.
+            found = {"environment": about, "rounds": options.rounds, "results": results}
+            options.json.write_text(json.dumps(found, indent=2) + "\n")
 
 
 if __name__ == "__main__":
