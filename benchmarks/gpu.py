@@ -68,11 +68,17 @@ def ways(compiler):
     return (EAGER,) if compiler == "none" else (EAGER, COMPILED)
 
 
+def laid(net):
+    """Weights with channels last, as ours are on a GPU."""
+    cuda = next(net.parameters()).device.type == "cuda"
+    return net.to(memory_format=torch.channels_last) if cuda else net
+
+
 def forward(about, device, kind, batch, compiler):
     """A UNet call: the outputs. Both libraries' by the backend's `compile`."""
     dtype = "bfloat16" if kind == "bfloat16" else "float32"
     on = ddpm.backend("torch", device=device, dtype=dtype)
-    theirs = unet.diffusers_network(about).to(on.device, on.dtype).requires_grad_(False)
+    theirs = laid(unet.diffusers_network(about).to(on.device, on.dtype)).requires_grad_(False)
     config, params = unet.converted(about)
     ours = on.network(params, config)
     x, t = unet.inputs(about, batch)
@@ -110,7 +116,9 @@ def training(about, device, kind, batch, compiler):
     scheduler = diffusers.DDPMScheduler()
 
     def error_of_ours(net):
-        t = ddpm.draw(SCHEDULE, torch.rand(batch, device=on.device))
+        # The table lies on the host, as diffusers' lies on the device.
+        t = ddpm.draw(SCHEDULE, np.random.default_rng().random(batch))
+        t = ddpm.Level(*(on.asarray(field) for field in t))
         return ddpm.loss(ddpm.Predictor(net, SCHEDULE), x_0, torch.randn_like(x_0), t).mean()
 
     def error_of_theirs(net):
@@ -187,10 +195,11 @@ def measure(cases, device, rounds):
     found, times, calls = {}, {}, {}
     for key, run in cases.items():
         try:
-            rest, peak = torch.cuda.memory_allocated() if cuda else 0, None
-            output = run().detach().float().cpu().numpy()
+            output, peak = run().detach().float().cpu().numpy(), None
             seconds(run, 3)
-            if cuda:
+            # A compiled case's memory is its graph's, which allocates nothing at a call.
+            if cuda and key[1] == EAGER:
+                rest = torch.cuda.memory_allocated()
                 torch.cuda.reset_peak_memory_stats()
                 run()
                 peak = (torch.cuda.max_memory_allocated() - rest) / 2**20

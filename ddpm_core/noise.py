@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import math
 import operator
-from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
 from typing import Any
@@ -26,9 +26,7 @@ _PARITY = 0x1BD11BDA
 _SHARE = 0.72  # of the first of the two tables; the distribution is closest to normal near it
 
 
-def portable_noise(
-    seed: int, xp: Any = np, device: Any = None, dtype: Any = None
-) -> Callable[..., Array]:
+def portable_noise(seed: int, xp: Any = np, device: Any = None, dtype: Any = None) -> PortableNoise:
     """Standard normal noise as a pure function (step, shape, ids=None) -> array.
 
     seed: 0 <= seed < 2^64
@@ -54,11 +52,27 @@ def portable_noise(
         raise ValueError(f"seed must lie within [0, 2^64), but is {seed}")
     # The wrapped namespace: plain torch, for one, lacks parts of the standard.
     xp = array_namespace(xp.zeros(1)) if not hasattr(xp, "__array_api_version__") else xp
-    place = {} if device is None or is_jax_namespace(xp) else {"device": device}
+    device = None if is_jax_namespace(xp) else device
+    tables = [xp.asarray(t.copy(), **_on(device)) for t in normal_tables()]
     dtype = xp.float32 if dtype is None else dtype
-    tables = [xp.asarray(t.copy(), **place) for t in normal_tables()]
+    return PortableNoise((_signed(seed), _signed(seed >> 32)), tables, xp, device, dtype)
 
-    def noise(step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
+
+@dataclass(frozen=True, eq=False)
+class PortableNoise:
+    """What `portable_noise` returns: the function, with what it reads.
+
+    seed: its low and high 32 bits, in two's complement
+    """
+
+    seed: tuple[Any, Any]
+    tables: list[Array]
+    xp: Any
+    device: Any
+    dtype: Any
+
+    def __call__(self, step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
+        xp, place = self.xp, _on(self.device)
         batch = shape[0]
         elements = math.prod(shape[1:])
         ids = xp.arange(batch, **place) if ids is None else xp.asarray(ids, **place)
@@ -70,22 +84,20 @@ def portable_noise(
                 step = operator.index(step)
         if not isinstance(step, int):
             step = xp.reshape(xp.astype(xp.asarray(step, **place), xp.int32), (-1, 1))
-        key = threefry(seed & 0xFFFFFFFF, seed >> 32, ids, ids * 0)
+        key = threefry(*self.seed, ids, ids * 0)
         half = (elements + 1) // 2
         counter = xp.reshape(xp.arange(half, dtype=xp.int32, **place), (1, -1)) + ids * 0
         words = threefry(*key, counter, counter * 0 + step)
         # Two words a count, side by side: an element's value does not depend on how many there are.
-        z = xp.stack([_normal(xp, tables, word) for word in words], axis=-1)
+        z = xp.stack([_normal(xp, self.tables, word) for word in words], axis=-1)
         z = xp.reshape(z, (batch, 2 * half))[:, :elements]
-        return astype(xp, xp.reshape(z, shape), dtype)
-
-    return noise
+        return astype(xp, xp.reshape(z, shape), self.dtype)
 
 
 def threefry(k0: Any, k1: Any, x0: Array, x1: Array) -> tuple[Array, Array]:
     """Threefry-2x32 with 20 rounds (Salmon et al. 2011), in int32 two's complement.
 
-    k0, k1: the key, as Python integers below 2^32 or int32 arrays
+    k0, k1: the key, as Python integers of 32 bits or int32 arrays
     x0, x1: the counter, int32 arrays
     """
     # int32 and not uint32: torch has no uint32 addition, and default JAX no int64.
@@ -138,6 +150,10 @@ def _normal(xp: Any, tables: list[Array], word: Array) -> Array:
     else:
         z = xp.take(tables[0], low, axis=0) + xp.take(tables[1], high, axis=0)
     return xp.reshape(z, word.shape)
+
+
+def _on(device: Any) -> dict[str, Any]:
+    return {} if device is None else {"device": device}
 
 
 def _rotate(x: Array, r: int) -> Array:

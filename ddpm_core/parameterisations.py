@@ -79,7 +79,8 @@ def determinant(predicts: Parameterisation, t: Level) -> Scalar:
 def check_readable(predicts: Parameterisation, t: Level) -> None:
     """ValueError if, at a level of the host, a prediction of this target says nothing of x_0."""
     d = determinant(predicts, t)
-    if isinstance(d, (float, np.ndarray)) and np.any(d == 0):
+    # Not np.any of a number, which torch.compile does not trace.
+    if d == 0.0 if isinstance(d, float) else isinstance(d, np.ndarray) and np.any(d == 0):
         name = getattr(predicts, "__name__", repr(predicts))
         raise ValueError(
             f"a prediction of {name} says nothing of x_0 where alpha = {np.min(t.alpha):g}, "

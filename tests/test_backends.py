@@ -104,6 +104,7 @@ def test_missing_module_of_third_party(register):
         ("numpy", {"dtype": "bfloat16"}, "float32 or float64, not bfloat16"),
         ("torch", {"device": "nowhere"}, "torch cannot use device 'nowhere'"),
         ("torch", {"dtype": "float31"}, "no floating-point dtype 'float31'"),
+        ("torch", {"dtype": "float8_e4m3fn"}, "no floating-point dtype 'float8_e4m3fn'"),
         ("torch", {"dtype": "int32"}, "no floating-point dtype 'int32'"),
         ("torch", {"dtype": "nn"}, "no floating-point dtype 'nn'"),
         ("jax", {"device": "nowhere"}, "JAX cannot use device 'nowhere'"),

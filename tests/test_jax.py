@@ -31,6 +31,16 @@ SHAPE = (3, 1, 8, 4)
 CONFIG = UNetConfig(
     channels=1, out_channels=1, widths=(8, 16), blocks=1, attention=(), groups=4, classes=3
 )
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_optimisations():
+    """Most of the time here goes to XLA's compiler; `test_eight_devices` has all of it."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 TOY = ddpm.MixtureOracle([0.3, 0.7], [[-1.0, 0.2], [0.5, -0.4]], 0.2)
 
 
@@ -194,6 +204,25 @@ def test_operations(name):
         assert turned == pytest.approx(float((slope**2).sum()), rel=1e-10)
 
 
+def test_norm_of_large_means():
+    """The squares are about the mean: their difference in one pass would cancel."""
+    h = (draws(2, 6, 8, 8) + 1000).astype(np.float32)
+    one = np.ones(6, np.float32)
+    found = through(JAXOps(), "group_norm", *map(jnp.asarray, (h, one, one)))
+    wanted = through(Ops(), "group_norm", *(a.astype(float) for a in (h, one, one)))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1000 * 4 * EPS)
+
+
+def test_attention_in_bfloat16():
+    """Its softmax is of float32, so that logits of some hundred keep their differences."""
+    q, k, v = draws(3, 2, 8, 4, 4)
+    low = [jnp.asarray(a, jnp.bfloat16) for a in (8 * q, 8 * k, v)]
+    found = through(JAXOps(), "attention", *low)
+    wanted = through(Ops(), "attention", *(np.asarray(a, float) for a in low))
+    assert found.dtype == jnp.bfloat16
+    np.testing.assert_allclose(np.asarray(found, float), wanted, rtol=0, atol=2**-6)
+
+
 def test_statistics_are_float32():
     """Group norm in bfloat16 keeps the digits that a mean of 16 would take from its sums."""
     h = (draws(2, 6, 8, 8) + 16).astype(jnp.bfloat16)
@@ -289,7 +318,13 @@ def test_clipped_and_half():
     assert 0.1 < (np.abs(np.asarray(wanted)) == 1).mean() < 1
     half = ddpm_core_jax.sample(TOY, sampler, x.astype(jnp.bfloat16))
     assert half.dtype == jnp.bfloat16
-    single = ddpm_core_jax.sample(TOY, sampler, x)
+    # Of bfloat16 only the state: the table, whose numbers have 24 bits, is as in the loop.
+    sampler = ddpm.ddim(SCHEDULE, 100)
+    found, wanted = (
+        f(TOY, sampler, x.astype(jnp.bfloat16)) for f in (ddpm_core_jax.sample, ddpm.sample)
+    )
+    np.testing.assert_allclose(np.asarray(found, float), np.asarray(wanted, float), atol=0.02)
+    single = ddpm_core_jax.sample(TOY, ddpm.ddim(SCHEDULE, 3), x)
     assert np.median(np.abs(np.asarray(half, np.float32) - np.asarray(single))) < 2**-7
 
 
@@ -305,6 +340,59 @@ class Counted:
 
     def __hash__(self) -> int:
         return id(self.traced)
+
+
+def test_networks_of_one_shape_are_one_program():
+    """A second network of the same configuration compiles nothing; nor does a second seed."""
+    x, count = noises()[1](0, SHAPE), ddpm_core_jax.sampling._compiled._cache_size
+    sizes = []
+    for seed in (0, 1):
+        predict = predictor("jax")
+        noise = ddpm.portable_noise(seed, jnp)
+        found = ddpm_core_jax.sample(predict, ddpm.ancestral(SCHEDULE, 3), x, noise, y=np.arange(3))
+        sizes.append(count())
+    assert sizes[0] == sizes[1] > 0
+    wanted = ddpm.sample(predict, ddpm.ancestral(SCHEDULE, 3), x, noise, y=jnp.arange(3))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+
+
+def test_numbers_are_arguments():
+    """A guidance weight is no constant of the program, and 0.0 is not -0.0."""
+    count = []
+
+    def denoise(x, t, w):
+        count.append(1)
+        return jnp.copysign(0.1 * x + 1, w)
+
+    x, sampler = jnp.asarray(draws(4, 2), jnp.float32), ddpm.ddim(SCHEDULE, 3)
+    ends = [ddpm_core_jax.sample(denoise, sampler, x, w=w) for w in (0.0, -0.0, 0.5)]
+    assert len(count) == 1
+    np.testing.assert_array_equal(ends[0], ends[2])
+    np.testing.assert_array_equal(ends[0] > 0, ends[1] < 0)
+
+
+def test_noise_that_is_not_needed():
+    """Is not drawn, nor traced."""
+
+    def never(step, shape):
+        raise AssertionError(step)
+
+    x = jnp.asarray(draws(4, 2), jnp.float32)
+    ddpm_core_jax.sample(TOY, ddpm.ddim(SCHEDULE, 3), x, never)
+
+
+def test_no_tracer_is_kept():
+    """Within another's trace a closure may hold its tracers."""
+    x, sampler = jnp.asarray(draws(4, 2), jnp.float32), ddpm.ddim(SCHEDULE, 3)
+
+    @jax.jit
+    def end(w):
+        return ddpm_core_jax.sample(ddpm.Predictor(lambda x, t: w * x, SCHEDULE), sampler, x)
+
+    with jax.checking_leaks():
+        found = end(0.3)
+    wanted = ddpm.sample(ddpm.Predictor(lambda x, t: 0.3 * x, SCHEDULE), sampler, x)
+    np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
 
 def test_compiled_once():
@@ -352,14 +440,17 @@ def test_weights_are_arguments(predict):
     run = jax.jit(lambda predict, x: ddpm_core_jax.sample(predict, ddpm.ddim(SCHEDULE, 3), x))
     arguments = run.lower(predict, x).args_info[0]
     assert len(jax.tree.leaves(arguments)) == len(PARAMS) + 1
+    arguments = run.lower(ddpm.clip(predict), x).args_info[0]
+    assert len(jax.tree.leaves(arguments)) == len(PARAMS) + 1
 
 
 def test_weights_of_a_checkpoint_are_arguments():
     """As above, of what `Checkpoint.predictor` makes."""
-    checkpoint = ddpm.Checkpoint(PARAMS, CONFIG, SCHEDULE, SHAPE[2:])
-    leaves = jax.tree.leaves(ddpm.clip(checkpoint.predictor(JAX())))
-    assert {leaf.shape for leaf in leaves} == {p.shape for p in PARAMS.values()}
-    assert len(leaves) == len(PARAMS)
+    for scale in (1.0, 0.25):
+        checkpoint = ddpm.Checkpoint(PARAMS, CONFIG, SCHEDULE, SHAPE[2:], timestep_scale=scale)
+        leaves = jax.tree.leaves(ddpm.clip(checkpoint.predictor(JAX())))
+        assert {leaf.shape for leaf in leaves} == {p.shape for p in PARAMS.values()}
+        assert len(leaves) == len(PARAMS)
 
 
 def test_gradient_through_a_sampler():
@@ -387,6 +478,20 @@ def test_wrong_samplers(predict):
         ddpm_core_jax.sample(predict, ddpm.ancestral(SCHEDULE, 3), x)
 
 
+def test_wrong_denoiser():
+    """One with arrays that is no pytree could be no constant of a program."""
+
+    @dataclass
+    class Held:
+        weight: np.ndarray
+
+        def __call__(self, x, t):
+            return self.weight * x
+
+    with pytest.raises(TypeError, match=r"Held in the denoiser .* register it as a pytree"):
+        ddpm_core_jax.sample(Held(np.ones(2)), ddpm.ddim(SCHEDULE, 3), jnp.ones((4, 2)))
+
+
 DEVICES = """
 import jax, jax.numpy as jnp, numpy as np, sys
 import ddpm_core as ddpm, ddpm_core_jax
@@ -396,8 +501,9 @@ from test_jax import CONFIG, PARAMS, SCHEDULE
 
 assert jax.device_count() == 8
 assert repr(ddpm.backend("jax", device="cpu:3")).startswith("JAX(device='cpu:3'")
-mesh = jax.make_mesh((8,), ("batch",), axis_types=(AxisType.Auto,))
-split = NamedSharding(mesh, PartitionSpec("batch"))
+kinds = AxisType.Auto, AxisType.Explicit
+auto, explicit = (jax.make_mesh((8,), ("batch",), (kind,)) for kind in kinds)
+split, typed = (NamedSharding(mesh, PartitionSpec("batch")) for mesh in (auto, explicit))
 noise = ddpm.portable_noise(0, jnp)
 predict = ddpm.Predictor(ddpm.backend("jax").network(PARAMS, CONFIG), SCHEDULE, ddpm.v)
 sampler = ddpm.ancestral(SCHEDULE, 4)
@@ -421,8 +527,15 @@ assert collectives(run(lambda x, t, y: x - x.mean(axis=0)).lower(x, y).compile()
 whole = ddpm_core_jax.sample(predict, sampler, x, noise, y=y)
 sharded = jax.device_put(x, split)
 direct = ddpm_core_jax.sample(predict, sampler, sharded, noise, y=y)
+# With the batch in the array's type, as `jax.make_mesh` has it by default.
+with jax.set_mesh(explicit):
+    x, y = jax.device_put((x, y), typed)
+    of_type = ddpm_core_jax.sample(predict, ddpm.ddim(SCHEDULE, 4), x, y=y)
+    assert of_type.sharding.is_equivalent_to(typed, 4), of_type.sharding
+wanted = ddpm_core_jax.sample(predict, ddpm.ddim(SCHEDULE, 4), sharded, y=jax.device_put(y, split))
+np.testing.assert_allclose(of_type, wanted, rtol=0, atol=1e-5)
 assert direct.sharding.is_equivalent_to(split, 4), direct.sharding
-for found in (compiled(*jax.device_put((x, y), split)), direct):
+for found in (compiled(*(jax.device_put(a, split) for a in (x, y))), direct):
     np.testing.assert_allclose(found, whole, rtol=0, atol=1e-5)
     assert len(found.addressable_shards) == 8
     assert found.addressable_shards[3].data.shape == (2, 1, 8, 4)

@@ -9,17 +9,18 @@ import pytest
 
 import ddpm_core as ddpm
 from ddpm_core import Level, Predictor, State, advance, dpmpp_2m
-from ddpm_core.nn import UNetConfig, initialise
+from ddpm_core.nn import Ops, UNetConfig, initialise
 from ddpm_core.samplers import Row
 
 torch = pytest.importorskip("torch")
 
+import torch.nn.functional as F  # noqa: E402
 from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
 from ddpm_core_torch import Torch  # noqa: E402
-from ddpm_core_torch.ops import ChannelsLastOps  # noqa: E402
+from ddpm_core_torch.ops import ChannelsLastOps, TorchOps  # noqa: E402
 
 CONFIG = UNetConfig(widths=(32, 64), blocks=1, attention=(1,), classes=3, scale_shift=True)
 SCHEDULE = ddpm.linear(1000)
@@ -134,6 +135,63 @@ def test_operations_of_a_gpu_agree(inputs):
     assert np.abs(found.numpy() - wanted).max() < 1e-5 * np.abs(wanted).max()
 
 
+@pytest.mark.parametrize("heads", [1, 4])
+def test_fused_attention(heads):
+    """The branch of other devices, on the CPU and by value, against the reference."""
+    q, k, v = (torch.tensor(a) for a in np.random.default_rng(0).standard_normal((3, 2, 8, 3, 5)))
+    wanted = Ops().attention(q.numpy(), k.numpy(), v.numpy(), heads)
+    for found in (
+        TorchOps().fused_attention(q, k, v, heads),
+        TorchOps().attention(q, k, v, heads),
+        ChannelsLastOps().attention(*map(ChannelsLastOps().enter, (q, k, v)), heads),
+    ):
+        np.testing.assert_allclose(found.numpy(), wanted, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("ops", [TorchOps(), ChannelsLastOps()], ids=["training", "inference"])
+def test_layouts_of_a_gpu(ops, inputs, monkeypatch):
+    """Convolutions for inference are given channels last, and attention a head's channels side by
+    side, as its fused kernels must have them; with the norm of CUDA, which returns channels first.
+    """
+    norm, attention, conv = torch.group_norm, F.scaled_dot_product_attention, F.conv2d
+    seen = {"attention": [], "conv": []}
+
+    def attend(q, k, v):
+        seen["attention"] += [a.stride(-1) == 1 for a in (q, k, v)]
+        return attention(q, k, v)
+
+    def convolve(h, weight, *args, **kwargs):
+        layout = {"memory_format": torch.channels_last}
+        seen["conv"].append(h.is_contiguous(**layout) and weight.is_contiguous(**layout))
+        return conv(h, weight, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "group_norm", lambda *a: norm(*a).contiguous())
+    monkeypatch.setattr(F, "scaled_dot_product_attention", attend)
+    monkeypatch.setattr(F, "conv2d", convolve)
+    monkeypatch.setattr("ddpm_core_torch.ops.pointwise", lambda h, *p: F.conv2d(h, *p))
+    monkeypatch.setattr(TorchOps, "attention", TorchOps.fused_attention)
+    plain(Torch(), ops)(*inputs)
+    assert len(seen["attention"]) > 0
+    assert all(seen["attention"])
+    assert len(seen["conv"]) > 0
+    if type(ops) is ChannelsLastOps:
+        assert all(seen["conv"])
+
+
+def test_inference_keeps_no_gradients(inputs):
+    """Nor when its input asks for them."""
+    _, x, _, y = inputs
+    net = Torch().network(PARAMS, CONFIG)
+    assert not net(x.requires_grad_(), torch.tensor([3.0, 7.0]), y).requires_grad
+
+
+def test_weights_of_a_graph_are_read_in_place():
+    """Parameters are static inputs of CUDA graphs; other tensors would be copied at each call."""
+    packed = ChannelsLastOps().pack({n: torch.tensor(p) for n, p in PARAMS.items()})
+    assert all(isinstance(p, torch.nn.Parameter) for p in packed.values())
+    assert not any(p.requires_grad for p in packed.values())
+
+
 def test_bfloat16_weights_and_float32_state(inputs):
     """The state keeps its dtype, and the output is float32's to 8 bits, added up over layers."""
     ours = Torch(dtype="bfloat16").network(PARAMS, CONFIG)
@@ -155,6 +213,22 @@ def test_a_step_is_one_graph(inputs):
     torch.compiler.reset()
     compiled = torch.compile(step, fullgraph=True, backend="aot_eager")
     torch.testing.assert_close(compiled(*inputs).point, step(*inputs).point, rtol=0, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*lru_cache")
+def test_a_step_of_the_host_is_one_graph(inputs):
+    """Likewise with a row of numbers, and a whole x_0 read."""
+    on = Torch()
+    on.inference_ops = lambda config: ChannelsLastOps()
+    predict = ddpm.clip(Predictor(on.network(PARAMS, CONFIG), SCHEDULE, ddpm.v))
+    row = dpmpp_2m(SCHEDULE, 4).rows()[1]
+
+    def step(x: Any, memory: Any, y: Any) -> Any:
+        return advance(row, State(x, x, (memory,)), predict(x, row.level, y=y), lincomb=on.lincomb)
+
+    torch.compiler.reset()
+    about = torch._dynamo.explain(step)(*inputs[1:])
+    assert (about.graph_count, about.graph_break_count) == (1, 0), about.break_reasons
 
 
 def test_a_step_exports(inputs):
@@ -195,7 +269,7 @@ def test_compiled_calls_on_cuda_keep_their_results(monkeypatch):
 
     def compiled(f: Any, mode: str) -> Any:
         assert mode == "reduce-overhead"
-        return lambda x: State(buffer.copy_(x), (buffer, 3), ())
+        return lambda x: (State(buffer.copy_(x), (buffer, 3), ()), [{"x": buffer}])
 
     monkeypatch.setattr(torch, "compile", compiled)
     mark = torch.compiler, "cudagraph_mark_step_begin", lambda: steps.append(1)
@@ -205,10 +279,11 @@ def test_compiled_calls_on_cuda_keep_their_results(monkeypatch):
     fast = on.compile(lambda x: x)
     first = fast(torch.ones(2))
     second = fast(2 * torch.ones(2))
-    assert isinstance(first, State)
-    assert first.anchor[1] == 3
-    for result, value in ((first, 1.0), (second, 2.0)):
-        assert result.point.tolist() == result.anchor[0].tolist() == [value, value]
+    assert isinstance(first[0], State)
+    assert first[0].anchor[1] == 3
+    for (state, (named,)), value in ((first, 1.0), (second, 2.0)):
+        for result in (state.point, state.anchor[0], named["x"]):
+            assert result.tolist() == [value, value]
     assert steps == [1, 1]
 
 
@@ -225,3 +300,5 @@ def test_host_data_goes_by_pinned_memory(monkeypatch):
     assert calls == ["pin", (on.device, {"non_blocking": True})]
     assert (x.dtype, x.shape) == (torch.bfloat16, (2, 3))
     assert on.asarray([1, 2], torch.int64).dtype == torch.int64
+    with torch.device("meta"):  # as if it were the default, where nothing can be pinned
+        assert on.asarray([1.0]).device.type == "cpu"

@@ -263,6 +263,7 @@ def test_bfloat16_follows_float32():
         run = trainer(dataclasses.replace(RECIPE, bfloat16=bfloat16))
         losses.append([run.step() for _ in range(5)])
         assert {p.dtype for p in run.net.parameters()} == {torch.float32}
+        assert {a.dtype for a in (*run._next[:2], *run._next.t)} == {torch.float32}
     assert losses[0] != losses[1]
     np.testing.assert_allclose(losses[0], losses[1], rtol=8 * 2.0**-8)
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -21,7 +21,7 @@ from ddpm_core.nn import ChannelsLast, UNetConfig, unet
 class JAXOps(ChannelsLast):
     """The UNet's operations on JAX, differentiable; maps are (B, H, W, C).
 
-    Weights are not packed: XLA lays them out, and what is trained is what a checkpoint holds.
+    Weights are not packed: what is trained is what a checkpoint holds.
     """
 
     def conv2d(
@@ -33,8 +33,9 @@ class JAXOps(ChannelsLast):
         symmetric: bool = True,
     ) -> Array:
         before, after = (0, 0) if weight.shape[2] == 1 else (1 if symmetric else 0, 1)
-        layout = ("NHWC", "OIHW", "NHWC")
+        layout = ("NHWC", "HWIO", "NHWC")
         strides, pads = (stride, stride), ((before, after),) * 2
+        weight = weight.transpose(2, 3, 1, 0)  # as a loop's convolutions on a CPU must have them
         return lax.conv_general_dilated(h, weight, strides, pads, dimension_numbers=layout) + bias
 
     def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
@@ -150,10 +151,18 @@ class JAX(Backend):
 def _compiled(config: UNetConfig) -> Callable[..., Array]:
     """One function for one shape of network, whose parameters are its first argument."""
 
-    @jax.jit
-    def net(params: dict[str, Array], x: Array, timestep: Array, y: Array | None = None) -> Array:
+    def run(params: dict[str, Array], x: Array, timestep: Array, y: Array | None) -> Array:
         x = x.astype(params["conv_in.weight"].dtype)
         return unet(params, x, timestep, y, config=config, ops=OPS)
+
+    @jax.jit
+    def net(params: dict[str, Array], x: Array, timestep: Array, y: Array | None = None) -> Array:
+        place = jax.typeof(x).sharding
+        if place.mesh.are_all_axes_auto:
+            return run(params, x, timestep, y)
+        # Within, XLA finds the way, as it does on other meshes; the batch stays as it was split.
+        auto = cast("Any", jax.sharding).auto_axes(run, out_sharding=place)
+        return auto(params, x, timestep, y)
 
     return net
 

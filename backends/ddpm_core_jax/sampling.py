@@ -9,17 +9,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
 from ddpm_core._typing import Noise
 from ddpm_core.denoisers import Clipped, Denoiser, Predictor
 from ddpm_core.levels import check_pair, level_at
+from ddpm_core.nn.checkpoints import Scaled
+from ddpm_core.noise import PortableNoise
 from ddpm_core.samplers import Row, Sampler, State, advance
 
 # With a network that is a pytree too (`JAX.network`), weights are arguments of compiled functions
 # and not constants in them.
 register_dataclass(Predictor, ["net"], ["schedule", "predicts", "variance"])
 register_dataclass(Clipped, ["denoise"], ["low", "high"])
+register_dataclass(Scaled, ["net"], ["scale"])
+register_dataclass(PortableNoise, ["seed", "tables"], ["xp", "device", "dtype"])
 
 
 def sample(
@@ -28,12 +33,13 @@ def sample(
     """A sample of the data: (B, *D), where the sampler ends; `ddpm_core.sample` as one `lax.scan`.
 
     denoise: any denoiser that can be traced, at levels () of the device. It is traced once for
-        each shape; arrays in it are arguments if it is a pytree, such as a `Predictor` of
-        `JAX.network`, and constants otherwise
+        each shape. Its arrays are arguments if it is a pytree, such as a `Predictor` of
+        `JAX.network`; otherwise it is a constant, which must not change, and another one is
+        another program, even if it does the same
     sampler: its table is an argument, so that samplers of one shape are one program
     x: (B, *D), standard normal, or a draw of q at the sampler's first level; its sharding is kept
     noise: (step, shape) -> standard normal, step a traced integer from 1
-    cond: passed to the denoiser, such as y
+    cond: passed to the denoiser, such as y; arrays and numbers in it are arguments
 
     The result has the dtype of x.
     """
@@ -51,9 +57,17 @@ def sample(
     rows = sampler.rows_as(jnp, jnp.promote_types(x.dtype, jnp.float32))
     parts = denoise, noise if sampler.stochastic else None, cond
     leaves, tree = jax.tree.leaves(parts), cast("Any", jax.tree).structure(parts)
+    for leaf in leaves:
+        if not (_is_array(leaf) or callable(getattr(leaf, "__hash__", None))):
+            raise TypeError(
+                f"{type(leaf).__name__} in the denoiser or its conditions can be no constant of a "
+                f"program: register it as a pytree (jax.tree_util.register_dataclass)"
+            )
     arrays = [leaf if _is_array(leaf) else None for leaf in leaves]
     fixed = tuple(None if _is_array(leaf) else leaf for leaf in leaves)
-    return _compiled(sampler.start(x), rows, arrays, fixed, tree)
+    # Within another's trace, what is not a pytree may hold tracers, which no cache may keep.
+    run = _scan if isinstance(jnp.zeros(()), Tracer) else _compiled
+    return run(sampler.start(x), rows, arrays, fixed, tree)
 
 
 def _scan(
@@ -80,4 +94,4 @@ _compiled: Callable[..., Array] = jax.jit(_scan, static_argnums=(3, 4))
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray))
+    return isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or type(leaf) in (int, float)

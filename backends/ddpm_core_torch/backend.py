@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import array_api_compat.torch as xp
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from ddpm_core.backends import Backend
 from ddpm_core.levels import fit
@@ -38,7 +39,8 @@ class Torch(Backend):
         self.xp = xp
         self.compiled = compile
         self.dtype = getattr(torch, dtype, None)
-        if not (isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point):
+        known = isinstance(self.dtype, torch.dtype) and self.dtype.is_floating_point
+        if not known or self.dtype.itemsize < 2:  # those of 8 bits have no arithmetic
             raise ValueError(f"torch has no floating-point dtype {dtype!r}; float32 is one")
         try:
             self.device = torch.device(device) if device is not None else torch.get_default_device()
@@ -80,7 +82,8 @@ class Torch(Backend):
     def asarray(self, a: Any, dtype: Any = None) -> Tensor:
         if self.device.type == "cuda" and not isinstance(a, Tensor):
             # From pinned memory the copy goes on while the host does.
-            a = torch.as_tensor(np.asarray(a), dtype=self.dtype if dtype is None else dtype)
+            dtype = self.dtype if dtype is None else dtype
+            a = torch.as_tensor(np.asarray(a), dtype=dtype, device="cpu")
             return a.pin_memory().to(self.device, non_blocking=True)
         return super().asarray(a, dtype)
 
@@ -97,7 +100,8 @@ class Torch(Backend):
         @functools.wraps(f)
         def launched(*args: Any, **kwargs: Any) -> Any:
             torch.compiler.cudagraph_mark_step_begin()
-            return _copied(fast(*args, **kwargs))  # the next call writes over it
+            # Copies, since the next call writes over them.
+            return tree_map_only(Tensor, Tensor.clone, fast(*args, **kwargs))
 
         return launched
 
@@ -118,14 +122,3 @@ class Torch(Backend):
             return net(x.to(self.dtype), timestep, y).to(x.dtype)
 
         return run
-
-
-def _copied(result: Any) -> Any:
-    """A tensor, or a tuple of them and of tuples, in memory of its own."""
-    if isinstance(result, Tensor):
-        return result.clone()
-    if isinstance(result, tuple):
-        kind = cast("Any", type(cast("Any", result)))
-        parts = [_copied(part) for part in cast("tuple[Any, ...]", result)]
-        return tuple(parts) if kind is tuple else kind(*parts)
-    return result

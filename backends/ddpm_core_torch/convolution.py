@@ -19,7 +19,9 @@ from torch import Tensor
 from ddpm_core_numpy.convolution import Kernel, matrices
 
 TILE = 4
-INTO, OUT_OF = (torch.as_tensor(np.kron(a, a).astype(np.float32)) for a in matrices(TILE)[::2])
+INTO, OUT_OF = (
+    torch.as_tensor(np.kron(a, a), dtype=torch.float32, device="cpu") for a in matrices(TILE)[::2]
+)
 SCRATCH = 2**24  # bytes of one buffer: a few maps' tiles, which stay in the processor's cache
 
 
@@ -31,7 +33,7 @@ class Packed:
 
     def __init__(self, weight: Tensor) -> None:
         self.weight = weight.contiguous(memory_format=torch.channels_last)
-        self._winograd = Kernel(weight.numpy(), torch.as_tensor) if tileable(weight) else None
+        self._winograd = Kernel(weight.numpy(), _on_host) if tileable(weight) else None
         self._reordered: dict[Any, Tensor | None] = {}
 
     def winograd(self, shape: tuple[int, ...]) -> Tensor | None:
@@ -52,6 +54,10 @@ class Packed:
             except (AttributeError, RuntimeError):  # no such operation, or not for this dtype
                 self._reordered[key] = None
         return self._reordered[key]
+
+
+def _on_host(a: Any) -> Tensor:
+    return torch.as_tensor(a, device="cpu")
 
 
 def tileable(weight: Tensor) -> bool:
@@ -113,13 +119,13 @@ def _scratch(which: int, shape: tuple[int, ...]) -> Tensor:
     """
     size, held = math.prod(shape), _BUFFERS.held
     if len(held[which]) < size:
-        held[which] = torch.empty(size)
+        held[which] = torch.empty(size, device="cpu")
     return held[which][:size].view(shape)
 
 
 class _Buffers(threading.local):
     def __init__(self) -> None:
-        self.held = [torch.empty(0), torch.empty(0)]
+        self.held = [torch.empty(0, device="cpu") for _ in range(2)]
 
 
 _BUFFERS = _Buffers()

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ddpm_core.nn import Ops
 from ddpm_core_torch.convolution import Packed, convolve
@@ -31,9 +31,7 @@ class TorchOps(Ops):
         if not symmetric:
             return F.conv2d(F.pad(h, (0, 1, 0, 1)), weight, bias, stride)
         if weight.shape[-1] == 1 and h.device.type == "cpu":
-            weights = weight.flatten(1).expand(len(h), -1, -1)
-            out = torch.baddbmm(bias[:, None], weights, h.flatten(2))
-            return out.reshape(len(h), -1, *h.shape[2:])
+            return pointwise(h, weight, bias)
         return F.conv2d(h, weight, bias, stride, padding=weight.shape[-1] // 2)
 
     def group_norm(
@@ -49,16 +47,23 @@ class TorchOps(Ops):
         return F.linear(x, weight, bias)
 
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
+        if q.device.type != "cpu":
+            return self.fused_attention(q, k, v, heads)
         batch, channels, height, width = q.shape
         each = channels // heads
         q, k, v = (a.reshape(batch * heads, each, height * width) for a in (q, k, v))
-        if q.device.type == "cpu":
-            weights = torch.softmax(q.mT @ k * (1 / math.sqrt(each)), dim=-1)
-            out = v @ weights.mT
-        else:
-            q, k, v = (a.mT.reshape(batch, heads, -1, each) for a in (q, k, v))
-            out = F.scaled_dot_product_attention(q, k, v).mT
-        return out.reshape(batch, channels, height, width)
+        weights = torch.softmax(q.mT @ k * (1 / math.sqrt(each)), dim=-1)
+        return (v @ weights.mT).reshape(batch, channels, height, width)
+
+    def fused_attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+        """By torch's own kernel, which needs the channels of a head side by side in memory."""
+        batch, channels, height, width = q.shape
+        shape = (batch, height * width, heads, channels // heads)
+        q, k, v = (
+            a.permute(0, 2, 3, 1).contiguous().view(shape).transpose(1, 2) for a in (q, k, v)
+        )
+        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
+        return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
 
     def downsample(self, h: Tensor) -> Tensor:
         return F.avg_pool2d(h, 2)
@@ -67,11 +72,22 @@ class TorchOps(Ops):
         return F.interpolate(h, scale_factor=2.0, mode="nearest")
 
 
+def pointwise(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A convolution of one pixel as a matrix product: faster on a CPU, backwards above all."""
+    weights = weight.flatten(1).expand(len(h), -1, -1)
+    out = torch.baddbmm(bias[:, None], weights, h.flatten(2))
+    return out.reshape(len(h), -1, *h.shape[2:])
+
+
 class ChannelsLastOps(TorchOps):
     """The same with channels last in memory: the layout of a GPU's fast convolutions."""
 
     def pack(self, params: dict[str, Tensor]) -> dict[str, Any]:
-        return {name: self.enter(p) if p.ndim == 4 else p for name, p in params.items()}
+        """As parameters, which a CUDA graph reads in place; of other tensors it takes copies."""
+        return {
+            name: nn.Parameter(self.enter(p) if p.ndim == 4 else p, requires_grad=False)
+            for name, p in params.items()
+        }
 
     def enter(self, x: Tensor) -> Tensor:
         return x.contiguous(memory_format=torch.channels_last)
@@ -79,12 +95,14 @@ class ChannelsLastOps(TorchOps):
     def leave(self, h: Tensor) -> Tensor:
         return h.contiguous()
 
+    def group_norm(
+        self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
+    ) -> Tensor:
+        # On a GPU torch's norm returns channels first, whatever it is given.
+        return self.enter(super().group_norm(h, weight, bias, groups, eps))
+
     def attention(self, q: Tensor, k: Tensor, v: Tensor, heads: int = 1) -> Tensor:
-        batch, channels, height, width = q.shape
-        shape = (batch, height * width, heads, channels // heads)
-        q, k, v = (a.permute(0, 2, 3, 1).reshape(shape).transpose(1, 2) for a in (q, k, v))
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2)
-        return out.reshape(batch, height, width, channels).permute(0, 3, 1, 2)
+        return self.fused_attention(q, k, v, heads)
 
 
 class InferenceOps(ChannelsLastOps):

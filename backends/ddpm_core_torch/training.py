@@ -6,6 +6,7 @@ run that was not.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from ddpm_core.denoisers import Predictor
 from ddpm_core.levels import Level
@@ -109,15 +110,12 @@ class Trainer:
         self.predict = Predictor(net, schedule, NAMED[predicts], variance)
         self._loss = hybrid if variance else loss
         self.weight = native(NAMED[predicts])
-        self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr)
-        self.average = AveragedModel(net, multi_avg_fn=self._average)
+        fused = self.device.type == "cuda" or None
+        self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr, fused=fused)
+        self.average = copy.deepcopy(net).requires_grad_(False)
         self.done = 0
         self._epoch = -1  # of the order that is at hand
         self._next: Batch | None = None
-
-    def _average(self, averaged: Any, current: Any, count: Tensor | int) -> None:
-        decay = min(self.recipe.ema, (1 + self.done) / (10 + self.done))
-        get_ema_multi_avg_fn(decay)(averaged, current, count)
 
     def step(self) -> float:
         """One step of Adam on the plain squared error of the target; returns it.
@@ -136,7 +134,10 @@ class Trainer:
         value.backward()
         torch.nn.utils.clip_grad_norm_(self.net.parameters(), recipe.clip)
         self.optimiser.step()
-        self.average.update_parameters(self.net)
+        decay = min(recipe.ema, (1 + self.done) / (10 + self.done)) if self.done else 0.0
+        averaged: list[Any] = list(self.average.parameters())
+        current: list[Any] = list(self.net.parameters())
+        get_ema_multi_avg_fn(decay)(averaged, current, self.done)
         self.done += 1
         self._next = self._batch()  # while a GPU still works on this one
         return float(value.detach())
@@ -178,7 +179,7 @@ class Trainer:
 
     def averaged(self) -> dict[str, np.ndarray]:
         """The averaged weights, which are the ones to sample from, on the host."""
-        return _host(self.average.module.state_dict())
+        return _host(self.average.state_dict())
 
     def save(self, path: str | Path) -> None:
         """Writes all that `resume` needs: whole, or not at all."""
@@ -209,8 +210,7 @@ class Trainer:
             return {n: torch.as_tensor(t.copy()) for n, t in found.items()}
 
         self.net.load_state_dict(part("net."))
-        self.average.module.load_state_dict(part("ema."))
-        self.average.n_averaged.fill_(done)
+        self.average.load_state_dict(part("ema."))
         first, second = part("exp_avg."), part("exp_avg_sq.")
         state = self.optimiser.state_dict()
         state["state"] = {
@@ -247,7 +247,7 @@ def bfloat16_is_fast(device: str) -> bool:
     On CPUs without them the float32 step was the faster one when measured.
     """
     if torch.device(device).type == "cuda":
-        return torch.cuda.is_bf16_supported()
+        return torch.cuda.is_bf16_supported(including_emulation=False)
     supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
     return torch.device(device).type == "cpu" and supported is not None and bool(supported())
 

@@ -12,7 +12,7 @@ import importlib
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
@@ -56,15 +56,22 @@ class Checkpoint:
 
     def predictor(self, backend: Backend) -> Predictor:
         """The network on a backend, ready to sample from."""
-        network, scale = backend.network(dict(self.params), self.config), self.timestep_scale
-
-        def scaled(x: Array, timestep: Array, y: Array | None = None) -> Array:
-            return network(x, timestep * scale, y)
-
-        # The network itself where it can be: JAX's is a pytree, whose weights stay arguments.
-        net = network if scale == 1 else scaled
+        net = backend.network(dict(self.params), self.config)
+        if self.timestep_scale != 1:
+            net = Scaled(net, self.timestep_scale)
         variance = self.config.out_channels == 2 * self.config.channels
         return Predictor(net, self.schedule, NAMED[self.predicts], variance)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A network that is told of times in other units."""
+
+    net: Callable[..., Array]
+    scale: float
+
+    def __call__(self, x: Array, timestep: Array, y: Array | None = None) -> Array:
+        return self.net(x, timestep * self.scale, y)
 
 
 def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> None:
