@@ -69,11 +69,8 @@ def convolve(
     m = tile(h.shape, len(bias)) if stride == 1 else 0
     weight = kernel.form(m)
     if m:
-        out = _winograd(xp, matmul, h, weight, m)
-    else:
-        out = _patches(xp, matmul, h, weight, stride, symmetric)
-    out += bias
-    return out
+        return _winograd(xp, matmul, h, weight, bias, m)
+    return _patches(xp, matmul, h, weight, bias, stride, symmetric)
 
 
 def tile(shape: tuple[int, ...], out_channels: int) -> int:
@@ -85,7 +82,9 @@ def tile(shape: tuple[int, ...], out_channels: int) -> int:
     return 4 if pixels >= 768 and min(height, width) >= 8 else 2
 
 
-def _patches(xp: Any, matmul: Any, h: Array, weight: Array, stride: int, symmetric: bool) -> Array:
+def _patches(
+    xp: Any, matmul: Any, h: Array, weight: Array, bias: Array, stride: int, symmetric: bool
+) -> Array:
     batch, height, width, channels = h.shape
     before = 1 if symmetric else 0
     padded = _padded(xp, h, before, height + before + 1, width + before + 1)
@@ -96,10 +95,11 @@ def _patches(xp: Any, matmul: Any, h: Array, weight: Array, stride: int, symmetr
     steps = (b, stride * y, stride * x, y, c)
     xp.copyto(patches, xp.lib.stride_tricks.as_strided(padded, patches.shape, steps))
     out = matmul(patches.reshape(-1, 9 * channels), weight)
+    out += bias
     return out.reshape(batch, height, width, -1)
 
 
-def _winograd(xp: Any, matmul: Any, h: Array, weight: Array, m: int) -> Array:
+def _winograd(xp: Any, matmul: Any, h: Array, weight: Array, bias: Array, m: int) -> Array:
     """Aᵀ [(G w Gᵀ) ⊙ (Bᵀ d B)] A over tiles d of (m + 2)² pixels that overlap by 2."""
     batch, height, width, channels = h.shape
     down, across, n = -(-height // m), -(-width // m), m + 2
@@ -118,7 +118,7 @@ def _winograd(xp: Any, matmul: Any, h: Array, weight: Array, m: int) -> Array:
     matmul(out_of, products.reshape(n * n, -1), out=made)
     out = xp.empty((batch, down, m, across, m, out_channels), h.dtype)
     made = made.reshape(m, m, batch, down, across, out_channels)
-    xp.copyto(out, made.transpose(2, 3, 0, 4, 1, 5))
+    xp.add(made.transpose(2, 3, 0, 4, 1, 5), bias, out=out)
     return out.reshape(batch, down * m, across * m, out_channels)[:, :height, :width]
 
 
