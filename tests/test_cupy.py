@@ -181,6 +181,16 @@ def test_matmul(dtype, a_laid, b_laid, cp):
             assert found.dtype == dtype
 
 
+def test_matmul_of_a_row_for_all(cp):
+    """Rows, or columns, that are one in memory are no matrix to cuBLAS."""
+    matmul = importlib.import_module("ddpm_core_cupy").matmul
+    row, b = np.arange(1.0, 4.0), np.arange(12.0).reshape(3, 4)
+    rows = cp.broadcast_to(cp.asarray(row), (5, 3))
+    np.testing.assert_array_equal(values(matmul(rows, cp.asarray(b))), [row @ b] * 5)
+    turned = matmul(cp.asarray(b.T), rows.T)
+    np.testing.assert_array_equal(values(turned), np.transpose([row @ b] * 5))
+
+
 def test_matmul_says_what_is_wrong(cp):
     matmul = importlib.import_module("ddpm_core_cupy").matmul
     for a, b in [((2, 3), (2, 3)), ((2, 2, 3), (3, 2)), ((1, 1, 2, 3), (1, 1, 3, 2))]:
