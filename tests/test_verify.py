@@ -178,6 +178,20 @@ def hoarding(f: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: kept.append(f(*args)) or kept[-1]
 
 
+def replaying(f: Callable[..., Any]) -> Callable[..., Any]:
+    """As a CUDA graph: two calls to warm up and to capture, then one memory for all results."""
+    results = []
+
+    def called(x: np.ndarray) -> np.ndarray:
+        results.append(f(x))
+        if len(results) > 2:
+            results[2][...] = results[-1]
+            return results[2]
+        return results[-1]
+
+    return called
+
+
 def lincomb_remembering(self, *terms):
     if not all(isinstance(c, float) for c, _ in terms):
         return NumPy.lincomb(self, *terms)
@@ -356,6 +370,10 @@ WRONG: dict[str, tuple[str, Callable[[], ddpm.Backend]]] = {
         "UNet", network(lambda net: lambda x, t, y=None: net(x, t[:1].repeat(len(t)), y)),
     ),
     "a network that remembers": ("sampling", network(remembering)),
+    "compiled, and written over": (
+        "compiled step",
+        numpy(compile=lambda self, f: replaying(f)),
+    ),
     "compiled, and remembers": ("compiled step", numpy(compile=lambda self, f: remembering(f))),
     "compiled to float16": (
         "compiled step",
