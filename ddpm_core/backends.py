@@ -104,8 +104,8 @@ def backend(name: str, *, device: Any = None, dtype: str = "float32", **options:
     found = discover()
     if name not in found:
         raise LookupError(
-            f"no backend {name!r}; there are {', '.join(sorted(found))}, and others as "
-            f"entry points of group {GROUP!r}"
+            f"no backend {name!r}; there are {', '.join(sorted(found))} (packages add others as "
+            f"entry points of group {GROUP!r})"
         )
     try:
         kind = found[name].load()
