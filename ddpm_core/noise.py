@@ -71,6 +71,9 @@ class PortableNoise:
     device: Any
     dtype: Any
 
+    def __deepcopy__(self, memo: Any) -> PortableNoise:
+        return self  # nothing in it changes, and modules cannot be copied
+
     def __call__(self, step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
         xp, place = self.xp, _on(self.device)
         batch = shape[0]

@@ -53,6 +53,7 @@ class GPU:
 
     def upload(self) -> None:
         self._not_in_capture("H2D transfers")
+        assert self.allocator is None, "what is made once would lie where graphs write"
         self.uploads += 1
 
     def _not_in_capture(self, what: str) -> None:
@@ -525,6 +526,9 @@ class Stream:
     def record(self) -> str:
         gpu.events.append(f"{self.name} recorded")
         return self.name
+
+    def is_capturing(self) -> bool:
+        return gpu.recorded is not None
 
     def wait_event(self, event: Any) -> None:
         gpu.events.append(f"{self.name} waits for {event}")

@@ -311,7 +311,7 @@ BAD_SAMPLES = {
     "out suffix": (["--out", "s.jpg"], "s.jpg must end in .png"),
     "gif suffix": (["--gif", "s.png"], "s.png must end in .gif"),
     "gif folder": (["--gif", "none/s.gif"], "no folder none"),
-    "backend": (["--backend", "tf"], "no backend 'tf' .registered: cupy, jax, numpy, torch"),
+    "backend": (["--backend", "tf"], "no backend 'tf'; there are cupy, jax, numpy, torch"),
     "device": (["--device", "cuda"], "NumPy has no device 'cuda'"),
     "torch device": (["--backend", "torch", "--device", "no"], "torch cannot use device 'no'"),
     "option": (["--colour"], "No such option"),
@@ -353,19 +353,19 @@ def test_no_command(capsys):
     assert all(name in shown for name in ("sample", "train", "info"))
 
 
+LIMITED = """
+import os, resource, signal, sys
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[1]),) * 2)
+os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
 def executable(*arguments: object, cwd: Path, limit: int | None = None):
     """The installed command, as a user runs it; limit: of the size of a file, in bytes."""
-
-    def full() -> None:
-        import resource
-        import signal
-
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
+    limited = [] if limit is None else [sys.executable, "-c", LIMITED, str(limit)]
     return subprocess.run(
-        [COMMAND, *(str(a) for a in arguments)], cwd=cwd, capture_output=True, text=True,
-        preexec_fn=full if limit is not None else None,
+        [*limited, COMMAND, *(str(a) for a in arguments)], cwd=cwd, capture_output=True, text=True,
         env={k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"},
     )  # fmt: skip
 

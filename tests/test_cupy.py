@@ -198,6 +198,10 @@ def test_matmul_says_what_is_wrong(cp):
             matmul(cp.zeros(a), cp.zeros(b))
     with pytest.raises(ValueError, match="float64 and float32"):
         matmul(cp.zeros((2, 2)), cp.zeros((2, 2), np.float32))
+    with pytest.raises(ValueError, match="both in float32 or float64"):
+        matmul(cp.zeros((2, 2), np.float16), cp.zeros((2, 2), np.float16))
+    for a, b, c in [((2, 3), (3, 0), (2, 0)), ((0, 3), (3, 2), (0, 2))]:
+        assert values(matmul(cp.zeros(a), cp.zeros(b))).shape == c
 
 
 def test_attention_of_large_values(cp):
@@ -461,6 +465,18 @@ def test_graph_of_a_sampler(on):
     assert isinstance(state, ddpm.State)
     # Coefficients and levels in float32 now, where they were in float64.
     np.testing.assert_allclose(values(state.point), wanted, rtol=0, atol=1e-4)
+
+
+def test_graph_within_a_graph(on):
+    """A compiled function within another is a part of its graph."""
+    inner = on.compile(lambda x: x * 2.0)
+    x = on.asarray(np.arange(3.0))
+    np.testing.assert_array_equal(values(inner(x)), [0, 2, 4])
+    outer, before = on.compile(lambda x: inner(x + 1.0) - 1.0), len(gpu.events)
+    np.testing.assert_array_equal(values(outer(x)), [1, 3, 5])
+    captured = gpu.events[gpu.events.index("begin", before) : gpu.events.index("end", before)]
+    assert captured == ["begin"]
+    np.testing.assert_array_equal(values(outer(x + 1.0)), [3, 5, 7])
 
 
 def test_graph_for_each_number(on):

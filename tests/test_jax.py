@@ -367,8 +367,22 @@ def test_numbers_are_arguments():
     x, sampler = jnp.asarray(draws(4, 2), jnp.float32), ddpm.ddim(SCHEDULE, 3)
     ends = [ddpm_core_jax.sample(denoise, sampler, x, w=w) for w in (0.0, -0.0, 0.5)]
     assert len(count) == 1
+    ddpm_core_jax.sample(denoise, sampler, x, w=np.float32(0.5))
     np.testing.assert_array_equal(ends[0], ends[2])
     np.testing.assert_array_equal(ends[0] > 0, ends[1] < 0)
+
+
+@pytest.mark.parametrize("constant", ["a", np.str_("a"), True, np.True_, 2**40, None])
+def test_what_is_no_number_is_a_constant(constant):
+    """A condition that the denoiser branches on, say."""
+
+    def denoise(x, t, c):
+        assert c is constant or c == constant
+        return x if c else -x
+
+    x, sampler = jnp.asarray(draws(4, 2), jnp.float32), ddpm.ddim(SCHEDULE, 3)
+    found = ddpm_core_jax.sample(denoise, sampler, x, c=constant)
+    np.testing.assert_allclose(found, ddpm.sample(denoise, sampler, x, c=constant), rtol=1e-5)
 
 
 def test_noise_that_is_not_needed():
@@ -532,6 +546,15 @@ with jax.set_mesh(explicit):
     x, y = jax.device_put((x, y), typed)
     of_type = ddpm_core_jax.sample(predict, ddpm.ddim(SCHEDULE, 4), x, y=y)
     assert of_type.sharding.is_equivalent_to(typed, 4), of_type.sharding
+# And where each device has its own part, whatever the mesh.
+net, batch = predict.net, PartitionSpec("batch")
+t = jnp.full(16, 500.0)
+plain = net(sharded, t)
+for mesh in (auto, explicit):
+    place = NamedSharding(mesh, batch)
+    mapped = jax.shard_map(net, mesh=mesh, in_specs=(batch, batch), out_specs=batch)
+    found = mapped(*(jax.device_put(a, place) for a in (x, t)))
+    np.testing.assert_allclose(found, plain, rtol=0, atol=1e-5)
 wanted = ddpm_core_jax.sample(predict, ddpm.ddim(SCHEDULE, 4), sharded, y=jax.device_put(y, split))
 np.testing.assert_allclose(of_type, wanted, rtol=0, atol=1e-5)
 assert direct.sharding.is_equivalent_to(split, 4), direct.sharding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import numpy as np
@@ -230,3 +231,9 @@ def test_seeds_outside_are_named(seed):
     """A seed is an integer of 64 bits."""
     with pytest.raises(ValueError, match=rf"seed must lie within \[0, 2\^64\), but is {seed}"):
         portable_noise(seed)
+
+
+def test_copies():
+    """An object that holds a noise can be copied."""
+    noise = portable_noise(3)
+    np.testing.assert_array_equal(copy.deepcopy(noise)(1, (2, 3)), noise(1, (2, 3)))

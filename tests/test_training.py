@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -316,6 +317,41 @@ def test_frequencies_are_not_rounded(dtype):
     torch.testing.assert_close(net.rates, wanted, rtol=0, atol=0)
     assert "rates" not in net.state_dict()
     assert net.to("meta").rates.device.type == "meta"
+
+
+def test_frequencies_follow_assigned_parameters():
+    """A module made on no device, whose parameters are then put in, knows its sinusoids."""
+    from ddpm_core_torch import UNet
+
+    whole = UNet(CONFIG)
+    with torch.device("meta"):
+        net = UNet(CONFIG)
+    net.load_state_dict(whole.state_dict(), assign=True)
+    x, t = torch.ones(2, 1, 4, 6), torch.tensor([3.0, 999.0])
+    torch.testing.assert_close(net(x, t), whole(x, t), rtol=0, atol=0)
+    pickle.loads(pickle.dumps(net))
+
+
+def test_interrupted(monkeypatch):
+    """A run that was stopped between its steps and goes on is the run that was not."""
+    wanted, run = trainer(), trainer()
+    for _ in range(4):
+        wanted.step()
+    run.step()
+    batch, calls = run._batch, []
+
+    def interrupted():
+        calls.append(1)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return batch()
+
+    monkeypatch.setattr(run, "_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.step()
+    while run.done < 4:
+        run.step()
+    assert_same(weights(run), weights(wanted))
 
 
 def test_bfloat16_needs_hardware():

@@ -111,7 +111,11 @@ class CuPy(Backend):
         return kernels.lincomb(len(kept), dtype.name)(*(a for term in kept for a in term))
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
-        """Of CuPy's Philox, whose key has 32 bits: of a million draws, some hundred are twins."""
+        """Of CuPy's Philox, whose key has 32 bits: of a million draws, some hundred are twins.
+
+        Each call makes the generator anew, which no graph can capture: within `compile` use
+        `portable_noise`.
+        """
 
         def normal(step: int, shape: tuple[int, ...]) -> Array:
             bits = cupy.random.Philox4x3210(np.random.SeedSequence((seed, step)))

@@ -21,19 +21,22 @@ DEFAULT = -1  # cublasGemmAlgo_t
 
 
 def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
-    """a b: (M, K) and (K, N), or n of each, (n, M, K) and (n, K, N). Of one dtype of TYPES.
+    """a b: (M, K) and (K, N), or n of each, (n, M, K) and (n, K, N); in float32 or float64.
 
     a, b: a matrix that is neither in order in memory nor the transpose of one that is, is copied
     out: (M, N) or (n, M, N), in order in memory
     """
     *count, rows, inner = a.shape
-    if len(count) > 1 or (*count, inner) != b.shape[:-1] or a.dtype != b.dtype:
+    alike = a.dtype == b.dtype and a.dtype.name in TYPES
+    if len(count) > 1 or (*count, inner) != b.shape[:-1] or not alike:
         raise ValueError(
             f"no product of shapes {a.shape} and {b.shape}, {a.dtype} and {b.dtype}: they must be "
-            f"(M, K) and (K, N), or n of each, in one dtype"
+            f"(M, K) and (K, N), or n of each, both in {' or '.join(TYPES)}"
         )
     columns = b.shape[-1]
     made: Array = cupy.empty((*count, rows, columns), a.dtype) if out is None else out
+    if not made.size:
+        return made  # cuBLAS refuses it
     number, kind, compute = TYPES[a.dtype.name]
     (a, turned_a, step_a, each_a), (b, turned_b, step_b, each_b) = _in_memory(a), _in_memory(b)
     handle, library = cupy.cuda.device.get_cublas_handle(), _library()

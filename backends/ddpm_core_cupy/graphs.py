@@ -33,7 +33,8 @@ def graphed(f: Callable[..., Any]) -> Callable[..., Any]:
 
     f must not wait for the GPU, copy to or from it, or multiply matrices by CuPy's own calls, which
     raise; `ddpm_core_cupy.matmul` can be captured. f is called twice: the first time compiles
-    kernels and makes constants. Calls may come from any stream, but from one thread at a time.
+    kernels and makes constants. Calls may come from any stream, but from one thread at a time;
+    within another captured function it is a part of that one's graph.
     """
     known: dict[Any, Captured] = {}
     # Memory of its own, since a launch writes to it again; graphs that run in turn can share it.
@@ -44,10 +45,11 @@ def graphed(f: Callable[..., Any]) -> Callable[..., Any]:
         arrays: list[Array] = []
         key = key_of((args, kwargs), arrays)
         here = cupy.cuda.get_current_stream()
+        if here.is_capturing():
+            return f(*args, **kwargs)
         here.wait_event(done)  # of the call before, which may have come from another stream
         if key not in known:
-            with cupy.cuda.using_allocator(pool.malloc):
-                known[key] = capture(f, args, kwargs, stream)
+            known[key] = capture(f, args, kwargs, pool, stream)
         call = known[key]
         for held, x in zip(call.inputs, arrays, strict=True):
             cupy.copyto(held, x)
@@ -60,8 +62,11 @@ def graphed(f: Callable[..., Any]) -> Callable[..., Any]:
     return launched
 
 
-def capture(f: Callable[..., Any], args: Any, kwargs: Any, stream: Any) -> Captured:
-    """The call as a graph, which has not run yet; all that it makes is of the current allocator."""
+def capture(f: Callable[..., Any], args: Any, kwargs: Any, pool: Any, stream: Any) -> Captured:
+    """The call as a graph, which has not run yet, in the memory of a pool."""
+    # Outside of it: constants that this makes and f keeps must not lie where other graphs write.
+    first, named = with_arrays((args, kwargs), lambda x: x.copy())
+    f(*first, **named)
     inputs: list[Array] = []
 
     def held(x: Array) -> Array:
@@ -71,9 +76,8 @@ def capture(f: Callable[..., Any], args: Any, kwargs: Any, stream: Any) -> Captu
     outside = cupy.cuda.get_current_stream()
     stream.wait_event(outside.record())  # the arguments may still be in the making
     try:
-        with stream:
+        with stream, cupy.cuda.using_allocator(pool.malloc):
             args, kwargs = with_arrays((args, kwargs), held)
-            f(*args, **kwargs)
             stream.begin_capture()
             try:
                 result = f(*args, **kwargs)
@@ -83,7 +87,7 @@ def capture(f: Callable[..., Any], args: Any, kwargs: Any, stream: Any) -> Captu
                 raise
             return Captured(inputs, stream.end_capture(), result)
     finally:
-        outside.wait_event(stream.record())  # also for what the first call made and keeps
+        outside.wait_event(stream.record())
 
 
 def _free(known: dict[Any, Captured], pool: Any, device: Any) -> None:

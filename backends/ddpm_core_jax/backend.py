@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
+from jax.sharding import AxisType
 from jax.tree_util import Partial, register_dataclass
 
 from ddpm_core.backends import Backend
@@ -108,10 +109,16 @@ class JAX(Backend):
         if isinstance(device, str):
             platform, _, number = device.partition(":")
             try:
-                self.device = jax.local_devices(backend=platform)[int(number or 0)]
-            except (RuntimeError, ValueError, IndexError) as error:
+                found = cast("list[Any]", jax.local_devices(backend=platform))
+            except RuntimeError as error:
                 reason = str(error).splitlines()[0]
                 raise ValueError(f"JAX cannot use device {device!r}: {reason}") from None
+            if not (number or "0").isdecimal() or int(number or 0) >= len(found):
+                raise ValueError(
+                    f"JAX cannot use device {device!r}; {platform!r} has {len(found)}, from "
+                    f"'{platform}:0' on"
+                )
+            self.device = found[int(number or 0)]
         elif not (device is None or isinstance(device, jax.Device)):
             raise ValueError(f"JAX has no device {device!r}; give a name, a jax.Device or None")
         self.ops = OPS
@@ -158,7 +165,7 @@ def _compiled(config: UNetConfig) -> Callable[..., Array]:
     @jax.jit
     def net(params: dict[str, Array], x: Array, timestep: Array, y: Array | None = None) -> Array:
         place = jax.typeof(x).sharding
-        if place.mesh.are_all_axes_auto:
+        if AxisType.Explicit not in place.mesh.axis_types:
             return run(params, x, timestep, y)
         # Within, XLA finds the way, as it does on other meshes; the batch stays as it was split.
         auto = cast("Any", jax.sharding).auto_axes(run, out_sharding=place)

@@ -94,4 +94,6 @@ _compiled: Callable[..., Array] = jax.jit(_scan, static_argnums=(3, 4))
 
 
 def _is_array(leaf: Any) -> bool:
-    return isinstance(leaf, (jax.Array, np.ndarray, np.generic)) or type(leaf) in (int, float)
+    if type(leaf) is int:
+        return -(2**31) <= leaf < 2**31  # JAX has no larger ones
+    return isinstance(leaf, (jax.Array, np.ndarray, np.number)) or type(leaf) is float

@@ -125,6 +125,7 @@ class Trainer:
         """
         recipe = self.recipe
         x_0, eps, t, cond = self._next or self._batch()
+        self._next = None  # so that what is interrupted does not train on it again
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16)
         with self._dropout_seeded(), autocast:
             value = self._loss(self.predict, x_0, eps, t, self.weight, **cond).mean()

@@ -40,6 +40,7 @@ class UNet(nn.Module):
         for name, value in params.items():
             self._place(name, nn.Parameter(torch.as_tensor(np.array(value))))
         self._tabulate()
+        self.register_load_state_dict_post_hook(_tabulated)  # assign=True may move parameters
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
         """What `to`, `cuda` and `bfloat16` go through; a cast would round the frequencies."""
@@ -76,6 +77,10 @@ class UNet(nn.Module):
             ops=OPS,
             dropout=(lambda h: F.dropout(h, self.dropout)) if drop else None,
         )
+
+
+def _tabulated(net: UNet, _: Any) -> None:
+    net._tabulate()  # pyright: ignore[reportPrivateUsage]
 
 
 OPS = TorchOps()
