@@ -24,10 +24,14 @@ long_betas = strategies.betas().filter(lambda b: len(b) > 1)
 
 
 def steps(data, schedule, first=1):
-    """A step t, s = t - 1, and how far the rounding of log-SNR goes in its τ, in units of EPS."""
+    """A step t, s = t - 1, and how far the rounding of log-SNR goes in its τ, in units of EPS.
+
+    log-SNR is log ᾱ - log(1 - ᾱ): what is rounded is the two, 2 log 2 where their difference is 0.
+    """
     i = data.draw(st.integers(first, schedule.T))
     t, s = schedule(i), schedule(i - 1)
-    lost = 1 + (abs(t.logsnr) + abs(s.logsnr)) / ddpm.tau(t, s) if i > 1 else 1 + abs(t.logsnr)
+    sizes = [abs(level.logsnr) + 2 * math.log(2) for level in (t, s)]
+    lost = 1 + sum(sizes) / ddpm.tau(t, s) if i > 1 else 1 + abs(t.logsnr)
     return t, s, lost
 
 
