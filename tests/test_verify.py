@@ -612,6 +612,20 @@ def test_command_fails(capsys, monkeypatch, register):
     assert float(allowed) == pytest.approx(4 * np.finfo(np.float32).eps, rel=0.1)
 
 
+def test_noise_of_nan():
+    """Is said to be that, and not to be other numbers the second time."""
+    line = verdicts(noise(lambda *key: np.full(key[2], np.nan))(), "native noise")["native noise"]
+    assert (line.verdict, line.note) == ("failed", "")
+    assert math.isnan(line.largest)
+
+
+def test_no_permission(monkeypatch, tmp_path):
+    """A folder that cannot be written to is found out before the work."""
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(PermissionError, match=r"is not ours to write found\.json in"):
+        app.run(["verify", "--backend", "numpy", "--json", str(tmp_path / "found.json")])
+
+
 def test_nan_in_json(tmp_path, monkeypatch):
     """A NaN fails, and the file is JSON by the standard, which has none."""
     nan = ("none", lambda on, host: verify.Finding(math.nan, 1.0))

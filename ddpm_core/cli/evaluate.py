@@ -19,7 +19,7 @@ from rich.table import Table
 from ddpm_core._typing import Array
 from ddpm_core.backends import Backend, backend
 from ddpm_core.cli import datasets
-from ddpm_core.cli.models import open_model
+from ddpm_core.cli.models import Device, open_model
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.denoisers import clip
 from ddpm_core.levels import Level, level_at, steps_of
@@ -68,7 +68,7 @@ def evaluate(
     backend_name: Annotated[
         str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
     ] = "numpy",
-    device: Annotated[str | None, typer.Option(help="Of the backend, such as cuda.")] = None,
+    device: Device = None,
 ) -> None:
     """Measure how many bits per dimension a model spends on images it has not seen.
 

@@ -1,11 +1,18 @@
-"""Finding a trained model by name, file or run."""
+"""What several commands ask for: a trained model by name, file or run, and a device."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, TypeAlias
+
+import typer
 
 from ddpm_core.models import bundled
 from ddpm_core.nn.checkpoints import Checkpoint, load
+
+Device: TypeAlias = Annotated[
+    str | None, typer.Option(help="As the backend's library names it, such as cuda or cuda:1.")
+]
 
 
 def open_model(name: str) -> Checkpoint:

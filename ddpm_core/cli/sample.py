@@ -14,7 +14,7 @@ from ddpm_core import samplers
 from ddpm_core._typing import Array
 from ddpm_core.backends import Backend, backend
 from ddpm_core.cli import pictures
-from ddpm_core.cli.models import open_model
+from ddpm_core.cli.models import Device, open_model
 from ddpm_core.denoisers import clip
 from ddpm_core.nn.checkpoints import Checkpoint
 from ddpm_core.samplers import Sampler, trajectory
@@ -58,9 +58,7 @@ def sample(
     backend_name: Annotated[
         str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
     ] = "numpy",
-    device: Annotated[
-        str | None, typer.Option(help="As the backend's library names it, such as cuda or cuda:1.")
-    ] = None,
+    device: Device = None,
 ) -> None:
     """Sample images from a trained model into one picture."""
     rows, columns = parse_grid(grid)

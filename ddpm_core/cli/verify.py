@@ -26,6 +26,7 @@ import ddpm_core
 from ddpm_core._typing import Array, Noise
 from ddpm_core.backends import Backend, backend
 from ddpm_core.cli.info import version_of
+from ddpm_core.cli.models import Device
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.denoisers import Predictor
 from ddpm_core.levels import Level, combine, is_half
@@ -116,9 +117,7 @@ def verify(
     backend_name: Annotated[
         str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
     ] = "torch",
-    device: Annotated[
-        str | None, typer.Option(help="As the backend's library names it, such as cuda or cuda:1.")
-    ] = None,
+    device: Device = None,
     dtype: Annotated[
         str, typer.Option(help="float32, float64 or bfloat16, where the backend has it.")
     ] = "float32",
@@ -616,7 +615,7 @@ def no_wait_of_network(on: Backend, host: Backend) -> Finding:
 
 def _cuda_or_not_applicable(on: Backend) -> None:
     if on.name == "cupy":
-        raise NotApplicable("the compiled step was captured")
+        raise NotApplicable("on CuPy the compiled step is one")
     if not _on_cuda(on):
         raise NotApplicable("no device to synchronise with")
 
