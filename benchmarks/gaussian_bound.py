@@ -18,9 +18,9 @@ import argparse
 import numpy as np
 
 import ddpm_core as ddpm
-from ddpm_core._typing import Array
 from ddpm_core.cli.datasets import read, to_range
-from ddpm_core.levels import level_at, steps_of
+from ddpm_core.levels import steps_of
+from ddpm_core.typing import Array
 
 
 def squared_error(oracle: ddpm.GaussianOracle, squares: Array, t: ddpm.Level) -> Array:
@@ -36,15 +36,15 @@ def squared_error(oracle: ddpm.GaussianOracle, squares: Array, t: ddpm.Level) ->
 
 
 def sum_of_steps(
-    oracle: ddpm.GaussianOracle, squares: Array, levels: ddpm.Level, variance: ddpm.Variance
+    oracle: ddpm.GaussianOracle, squares: Array, levels: ddpm.Level, variance: ddpm.process.Variance
 ) -> Array:
     """The sum of L_1 .. L_{T-1}, its mean over the noise: (B,)."""
     total, centre = np.zeros(len(squares)), np.zeros_like(squares)
     ts, ss = steps_of(levels)
     for i in range(len(ts.sigma) - 1):  # the last step is into clean data: L_0's
-        t, s = level_at(ts, i), level_at(ss, i)
+        t, s = ts.take(i), ss.take(i)
         # KL is linear in the squared distance: the root of its mean stands for the distance.
-        distance = s.alpha * ddpm.tau(t, s) * np.sqrt(squared_error(oracle, squares, t))
+        distance = s.alpha * ddpm.levels.tau(t, s) * np.sqrt(squared_error(oracle, squares, t))
         p = ddpm.Gaussian(distance, variance(t, s))
         total += ddpm.kl(ddpm.Gaussian(centre, ddpm.small(t, s)), p)
     return total
@@ -74,13 +74,13 @@ def main() -> None:
         "optimal, per direction": ddpm.optimal(lambda t: oracle.error(t)[None]),
     }
 
-    prior = ddpm.kl(ddpm.q_marginal(x_0, schedule(schedule.T)), ddpm.Gaussian(0 * x_0, 1.0))
-    first, decoder = schedule(1), ddpm.decoder_variance(schedule)
+    prior = ddpm.kl(ddpm.process.q_marginal(x_0, schedule(schedule.T)), ddpm.Gaussian(0 * x_0, 1.0))
+    first, decoder = schedule(1), ddpm.kernels.decoder_variance(schedule)
     data = np.zeros(len(x_0))
     for ids in np.array_split(np.arange(len(x_0)), -(-len(x_0) // 1000)):
         x_1 = ddpm.q_sample(x_0[ids], noise(0, x_0[ids].shape, ids), first)
         p = ddpm.Gaussian(oracle(x_1, first), decoder)
-        data[ids] = -ddpm.discretised_log_prob(p, x_0[ids])
+        data[ids] = -ddpm.gaussians.discretised_log_prob(p, x_0[ids])
 
     mean_squares = squares.mean(axis=0, keepdims=True)
     ends = [ddpm.bits_per_dim(part, dims).mean for part in (prior, data)]

@@ -19,10 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_core.backends import backend
+from ddpm_core.checkpoints import load
 from ddpm_core.cli.datasets import read, to_range
 from ddpm_core.cli.sample import SAMPLERS, draw, parse_classes
 from ddpm_core.models import bundled
-from ddpm_core.nn.checkpoints import load
 
 
 def classifier() -> nn.Module:

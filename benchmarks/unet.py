@@ -65,7 +65,7 @@ def diffusers_network(about):
 
 def converted(about):
     """The same network as ours: a configuration, and parameters on the host."""
-    from ddpm_core.nn import layouts
+    from ddpm_core.checkpoints import layouts
 
     net = diffusers_network(about)
     config = layouts.config_of_diffusers(net.config)

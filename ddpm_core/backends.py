@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from ddpm_core._typing import Array, Scalar
-from ddpm_core.levels import combine
+from ddpm_core.arrays import combine
 from ddpm_core.nn import Ops, UNetConfig, frequencies, unet
-from ddpm_core.nn.unet import FREQUENCIES
+from ddpm_core.nn.network import FREQUENCIES
 from ddpm_core.noise import portable_noise
+from ddpm_core.typing import Array, Scalar
 
 if TYPE_CHECKING:
     from importlib.metadata import EntryPoint

@@ -11,12 +11,12 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import Level, level_at
+from ddpm_core.levels import Level
 from ddpm_core.likelihood import dop853
 from ddpm_core.oracles import GaussianOracle, MixtureOracle
 from ddpm_core.samplers import Sampler, Unrolled, sample
 from ddpm_core.schedules import VP, Schedule
+from ddpm_core.typing import Array
 
 #: (schedule, steps, times=...) -> a sampler
 Solver: TypeAlias = Callable[..., Sampler | Unrolled]
@@ -55,7 +55,7 @@ def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: boo
     levels, n, c = table.levels, table.nfe, oracle.variances[:, None]
     m = oracle.mean.reshape(-1)
     m = m if oracle.basis is None else m @ oracle.basis
-    looks = level_at(levels, slice(None, -1))
+    looks = levels.take(slice(None, -1))
     # The reading is m + gain (x_t - α m); the end is Σ_j on_y_j reading_j + (its own x and z).
     gain = looks.alpha * c / (looks.alpha**2 * c + looks.sigma**2)  # (D, n)
     on_y = np.broadcast_to(table.y[n], gain.shape).copy()
@@ -66,7 +66,7 @@ def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: boo
     on_z = table.z[n] + on_point @ table.z[:n]
     mean = m * (on_y * (1 - gain * looks.alpha)).sum(axis=1)
     var = (on_z**2).sum(axis=1)
-    first, last = level_at(levels, 0), level_at(levels, n)
+    first, last = levels.take(0), levels.take(n)
     if exact_start:
         mean, var = mean + on_x * first.alpha * m, var + on_x**2 * _marginal(first, oracle)
     else:
@@ -91,7 +91,7 @@ def _compared(mean: Array, var: Array, data: Array, data_var: Array, oracle: Any
     return Law(place, var, (basis * var) @ basis.T, float(each.sum()), float(w2))
 
 
-class Order(NamedTuple):
+class Convergence(NamedTuple):
     """How the error of a solver falls with its steps.
 
     steps: (N,)
@@ -104,9 +104,9 @@ class Order(NamedTuple):
     slopes: Array
 
 
-def order(
+def convergence(
     solver: Solver, steps: Sequence[int] = (40, 80, 160), schedule: Schedule | None = None
-) -> Order:
+) -> Convergence:
     """The measured order of convergence of a solver; `scipy` is needed.
 
     On even grids in log-SNR, from the schedule's noisiest time down to 1e-3 of it, where noise is
@@ -118,7 +118,7 @@ def order(
     schedule: `VP()` by default; its noisiest level must have data, alpha > 0
 
     >>> from ddpm_core import dpmpp_2m
-    >>> order(dpmpp_2m).slopes.round(1)
+    >>> convergence(dpmpp_2m).slopes.round(1)
     array([2., 2.])
     """
     schedule = VP() if schedule is None else schedule
@@ -130,7 +130,7 @@ def order(
         times[0], times[-1] = first.time, last.time
         errors.append(_error(solver(schedule, n, times=times), schedule, first, last))
     slopes = -np.diff(np.log(errors)) / np.diff(np.log(list(steps)))
-    return Order(np.asarray(list(steps)), np.asarray(errors), slopes)
+    return Convergence(np.asarray(list(steps)), np.asarray(errors), slopes)
 
 
 _MIXTURE = MixtureOracle([0.3, 0.7], [[-1.0], [0.5]], [0.09, 0.16])
@@ -151,7 +151,7 @@ def _ends(sampler: Sampler | Unrolled, denoise: MixtureOracle, x: Array) -> Arra
         return sample(denoise, sampler, x)
     readings = np.zeros((sampler.nfe, *x.shape))
     for i in range(sampler.nfe):
-        t = Level(*(float(field[i]) for field in sampler.levels))
+        t = sampler.levels.take(i)
         readings[i] = denoise(sampler.x[i] * x + np.tensordot(sampler.y[i], readings, 1), t)
     return sampler.x[-1] * x + np.tensordot(sampler.y[-1], readings, 1)
 

@@ -16,10 +16,11 @@ from array_api_compat import (
     is_numpy_namespace,
 )
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import Level, astype, device_of, same_library
+from ddpm_core.arrays import astype, device_of, same_library
+from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Parameterisation, check_readable, eps, to_x0
 from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.typing import Array
 
 
 class Denoiser(Protocol):

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
-from ddpm_core._typing import Array, Scalar
-from ddpm_core.levels import astype, check_pair, expm1, fit, log, sqrt, widen
+from ddpm_core.arrays import astype, check_pair, expm1, fit, log, sqrt, widen
+from ddpm_core.typing import Array, Scalar
 
 
 class Gaussian(NamedTuple):
@@ -21,7 +21,7 @@ class Gaussian(NamedTuple):
     mean: Array
     var: Scalar
 
-    def draw(self, z: Array) -> Array:
+    def reparameterise(self, z: Array) -> Array:
         """mean + sqrt(var) z: a draw, for z standard normal of mean's shape."""
         check_pair(mean=self.mean, z=z)
         return self.mean + fit(sqrt(self.var), self.mean) * z

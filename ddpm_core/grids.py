@@ -2,7 +2,7 @@
 
 The first is the noisiest, the last is the schedule's clean end. Over a discrete schedule
 `trailing`, `leading` and `linspace` give integers, found by rounding exact fractions, never by
-accumulating floats; `quadratic`, `karras` and `log_snr` give fractional times.
+accumulating floats; `quad`, `karras` and `log_snr` give fractional times.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ddpm_core._typing import Array
 from ddpm_core.levels import Level
 from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.typing import Array
 
 Grid: TypeAlias = Callable[[Schedule, int], Array]
 
@@ -66,7 +66,7 @@ def linspace(schedule: Schedule, steps: int) -> Array:
     return np.append(times, 0.0)
 
 
-def quadratic(schedule: Schedule, steps: int) -> Array:
+def quad(schedule: Schedule, steps: int) -> Array:
     """Times that grow as the square of their number (Song et al. 2021, DDIM, Appendix D.2).
 
     From the noisiest down to the last noisy one, then clean data. The last noisy time is 1 over a
@@ -75,7 +75,7 @@ def quadratic(schedule: Schedule, steps: int) -> Array:
     `log_snr`.
 
     >>> from ddpm_core import linear
-    >>> quadratic(linear(1000), 4)
+    >>> quad(linear(1000), 4)
     array([1000.,  445.,  112.,    1.,    0.])
     """
 
@@ -140,7 +140,7 @@ def _has_data(grid: Grid, schedule: Schedule) -> None:
     if not np.isfinite(schedule(schedule.ends[1]).logsnr):
         raise ValueError(
             f"{grid.__name__} needs a finite log-SNR, but alpha = 0 at the noisiest time; use "
-            f"trailing or quadratic, or pass times="
+            f"trailing or quad, or pass times="
         )
 
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace, is_jax_array, is_numpy_array, is_torch_array
 
-from ddpm_core._typing import Array, Scalar
+from ddpm_core.arrays import astype, check_pair, fit, minimum, same_shape, widen
 from ddpm_core.denoisers import Denoiser, Predictor
 from ddpm_core.gaussians import (
     Gaussian,
@@ -25,7 +25,8 @@ from ddpm_core.gaussians import (
     log_prob,
     mean_of_sample,
 )
-from ddpm_core.levels import Level, astype, check_pair, fit, minimum, same_shape, tau, widen
+from ddpm_core.kernels import Reverse, decoder_variance, learned_range, where_clean
+from ddpm_core.levels import Level, tau
 from ddpm_core.parameterisations import (
     Parameterisation,
     check_readable,
@@ -34,8 +35,8 @@ from ddpm_core.parameterisations import (
     x0,
 )
 from ddpm_core.process import Variance, q_posterior, q_sample, small
-from ddpm_core.reverse import Reverse, decoder_variance, learned_range, where_clean
 from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.typing import Array, Scalar
 
 #: The weight of the squared error of x_0 at a level.
 Weight: TypeAlias = Callable[[Level], Scalar]

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace, is_numpy_namespace
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import astype
+from ddpm_core.arrays import astype
+from ddpm_core.typing import Array
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
 _PARITY = 0x1BD11BDA

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core._typing import Array, Scalar
+from ddpm_core.arrays import check_pair, device_of, fit, sqrt
 from ddpm_core.gaussians import Gaussian
-from ddpm_core.levels import Level, check_pair, device_of, fit, from_logsnr, sqrt, tau
+from ddpm_core.levels import Level, from_logsnr, tau
+from ddpm_core.typing import Array, Scalar
 
 _CLEAN = from_logsnr(math.inf, 0.0)
 

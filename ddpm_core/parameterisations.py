@@ -15,36 +15,37 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ddpm_core._typing import Array, Scalar
-from ddpm_core.levels import Level, check_pair, combine
+from ddpm_core.arrays import check_pair, combine
+from ddpm_core.levels import Level
 from ddpm_core.process import posterior_row
 from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.typing import Array, Scalar
 
-Row: TypeAlias = tuple[Scalar, Scalar]
-Parameterisation: TypeAlias = Callable[[Level], Row]
+Pair: TypeAlias = tuple[Scalar, Scalar]
+Parameterisation: TypeAlias = Callable[[Level], Pair]
 
 
-def x0(t: Level) -> Row:
+def x0(t: Level) -> Pair:
     """The data x_0."""
     return 1.0, 0.0
 
 
-def eps(t: Level) -> Row:
+def eps(t: Level) -> Pair:
     """The noise eps (Ho et al. 2020, section 3.2). It says nothing of x_0 where α = 0."""
     return 0.0, 1.0
 
 
-def v(t: Level) -> Row:
+def v(t: Level) -> Pair:
     """The velocity v = α eps - σ x_0 (Salimans & Ho 2022, appendix D)."""
     return -t.sigma, t.alpha
 
 
-def score(t: Level) -> Row:
+def score(t: Level) -> Pair:
     """The score ∇ log q(x_t | x_0) = -eps / σ (Song et al. 2021)."""
     return 0.0, -1.0 / t.sigma
 
 
-def flow(t: Level) -> Row:
+def flow(t: Level) -> Pair:
     """The velocity eps - x_0 of a straight path (Liu et al. 2023; Lipman et al. 2023).
 
     The levels here have α² + σ² = 1, and a straight path (1 - t) x_0 + t eps has not: a network
@@ -63,7 +64,7 @@ def mu(schedule: Schedule) -> Parameterisation:
     if not isinstance(schedule, Discrete):
         raise TypeError(f"mu is for integer times, which a {type(schedule).__name__} has not")
 
-    def row(t: Level) -> Row:
+    def row(t: Level) -> Pair:
         s = schedule(t.time - 1)
         return s.alpha, posterior_row(t, s)[1] * t.sigma
 
@@ -134,7 +135,7 @@ def convert(
     return combine((on_y, y), (on_x_t, x_t))
 
 
-def reading(predicts: Parameterisation, wanted: Parameterisation, t: Level) -> Row:
+def reading(predicts: Parameterisation, wanted: Parameterisation, t: Level) -> Pair:
     """The coefficients over (x_t, y) that read `wanted` from a prediction y of `predicts`.
 
     With rows (a, b) and (c, d):  ((c b - d a) / D, (d α - c σ) / D)

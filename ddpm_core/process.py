@@ -9,9 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TypeAlias
 
-from ddpm_core._typing import Array, Scalar
+from ddpm_core.arrays import check_pair, combine, fit, sqrt
 from ddpm_core.gaussians import Gaussian
-from ddpm_core.levels import Level, check_pair, combine, fit, sqrt, tau
+from ddpm_core.levels import Level, tau
+from ddpm_core.typing import Array, Scalar
 
 #: The variance of a reverse step from t to s < t: (t, s) -> a coefficient.
 Variance: TypeAlias = Callable[[Level, Level], Scalar]
@@ -46,13 +47,13 @@ def q_marginal(x_0: Array, t: Level) -> Gaussian:
     return Gaussian(fit(t.alpha, x_0) * x_0, t.sigma**2)
 
 
-def q_step(x_s: Array, eps: Array, s: Level, t: Level) -> Array:
+def q_step(x_s: Array, eps: Array, t: Level, s: Level) -> Array:
     """A draw from q(x_t | x_s) for any s < t: forward from one level to a noisier one.
 
     x_t = (α_t / α_s) x_s + sqrt(τ) σ_t eps,   τ = 1 - SNR_t / SNR_s
 
     x_s, eps: (B, *D), eps standard normal
-    s, t: levels of shape () or (B,)
+    t, s: levels of shape () or (B,)
 
     From s = clean data this is `q_sample`; from t - 1 to t it is Eq. 2 of Ho et al. 2020.
     """

@@ -22,8 +22,9 @@ import numpy as np
 import torch
 
 import ddpm_core as ddpm
-from ddpm_core import Level, Unrolled
-from ddpm_core.levels import level_at, log_sigmoid
+from ddpm_core import Level
+from ddpm_core.arrays import log_sigmoid
+from ddpm_core.samplers import Unrolled
 from ddpm_core.testing.diffusers import unrolled
 
 LINEAR, STEPS = ddpm.linear(), 20
@@ -58,7 +59,7 @@ def betas(levels: Level) -> list[float]:
 
 def without_last(u: Unrolled) -> Unrolled:
     """Without the step into clean data."""
-    return Unrolled(level_at(u.levels, slice(None, -1)), u.x[:-1], u.y[:-1, :-1], u.z[:-1, :-1])
+    return Unrolled(u.levels.take(slice(None, -1)), u.x[:-1], u.y[:-1, :-1], u.z[:-1, :-1])
 
 
 def solver_of(kind: Any, mode: str, options: dict[str, Any]) -> Callable[..., Unrolled]:
@@ -98,7 +99,7 @@ def solver_of(kind: Any, mode: str, options: dict[str, Any]) -> Callable[..., Un
 
 def last_order(solver: Callable[..., Any]) -> float:
     """The measured order between the two largest counts."""
-    return float(ddpm.order(solver, COUNTS).slopes[-1])
+    return float(ddpm.convergence(solver, COUNTS).slopes[-1])
 
 
 def w2(u: Any) -> float:
@@ -134,7 +135,7 @@ def rows() -> list[Row]:
     whole = {"lower_order_final": False}
     to_min = {"final_sigmas_type": "sigma_min"}
     two = np.r_[0 : 2 * STEPS - 1 : 2, 2 * STEPS - 1]
-    vp, even = ddpm.VP(), ddpm.LinearLogSNR(12.0, -12.0)
+    vp, even = ddpm.VP(), ddpm.schedules.LinearLogSNR(12.0, -12.0)
     table = [
         Row(
             "DDPM, fixed_small", d.DDPMScheduler, ("ancestral", ddpm.ancestral), "clean", unclipped
@@ -158,7 +159,7 @@ def rows() -> list[Row]:
         Row(
             "DDIMInverse",
             d.DDIMInverseScheduler,
-            ("ddim_inversion", ddpm.ddim_inversion),
+            ("ddim_inversion", ddpm.samplers.ddim_inversion),
             "",
             inversion,
             note="b",
@@ -166,7 +167,7 @@ def rows() -> list[Row]:
         Row(
             "PNDM, skip_prk_steps",
             d.PNDMScheduler,
-            ("plms", ddpm.plms),
+            ("plms", ddpm.samplers.plms),
             "offset",
             {"skip_prk_steps": True},
             {"steps_offset": 1},
@@ -248,7 +249,7 @@ def rows() -> list[Row]:
                 d.SASolverScheduler,
                 (
                     f"sa_solver, noise = {tau:g}, 3 and 3",
-                    partial(ddpm.sa_solver, noise=tau, predictor=3, corrector=3),
+                    partial(ddpm.samplers.sa_solver, noise=tau, predictor=3, corrector=3),
                 ),
                 options={
                     "predictor_order": 3,
@@ -262,18 +263,18 @@ def rows() -> list[Row]:
     stable = {"beta_start": 1e-4, "beta_end": 0.02}
     edm = {"lower_order_final": False}
     table += [
-        Row("EulerDiscrete", d.EulerDiscreteScheduler, ("euler", ddpm.euler), "clean"),
+        Row("EulerDiscrete", d.EulerDiscreteScheduler, ("euler", ddpm.samplers.euler), "clean"),
         Row(
             "EulerAncestralDiscrete",
             d.EulerAncestralDiscreteScheduler,
-            ("euler_ancestral", ddpm.euler_ancestral),
+            ("euler_ancestral", ddpm.samplers.euler_ancestral),
             "clean",
         ),
         Row("HeunDiscrete", d.HeunDiscreteScheduler, ("heun", ddpm.heun), "clean", at=two),
         Row(
             "LMSDiscrete",
             d.LMSDiscreteScheduler,
-            ("lms", ddpm.lms),
+            ("lms", ddpm.samplers.lms),
             "clean",
             last=False,
             note="a",
@@ -281,7 +282,7 @@ def rows() -> list[Row]:
         Row(
             "KDPM2Discrete",
             d.KDPM2DiscreteScheduler,
-            ("midpoint", ddpm.midpoint),
+            ("midpoint", ddpm.samplers.midpoint),
             "clean",
             stable,
             at=two,
@@ -291,12 +292,12 @@ def rows() -> list[Row]:
         Row(
             "IPNDM",
             d.IPNDMScheduler,
-            ("ipndm", ddpm.ipndm),
+            ("ipndm", ddpm.samplers.ipndm),
             "ipndm",
             grid={"trained_betas": LINEAR(np.linspace(1000, 1, STEPS + 1)).sigma.tolist()},
             note="a",
         ),
-        Row("EDMEuler", d.EDMEulerScheduler, ("euler", ddpm.euler), "edm", schedule=vp),
+        Row("EDMEuler", d.EDMEulerScheduler, ("euler", ddpm.samplers.euler), "edm", schedule=vp),
     ]
     for order, algorithm, name in (
         (2, "dpmsolver++", "dpmpp_2m"),
@@ -318,7 +319,7 @@ def rows() -> list[Row]:
         Row(
             "CosineDPMSolverMultistep",
             d.CosineDPMSolverMultistepScheduler,
-            ("sde_dpmpp_2m", ddpm.sde_dpmpp_2m),
+            ("sde_dpmpp_2m", ddpm.samplers.sde_dpmpp_2m),
             "edm",
             edm,
             {"sigma_max": 100.0},
@@ -453,18 +454,18 @@ def third_order() -> str:
     """Half of the second derivative."""
     lines: list[str] = []
     for label, kind, mode, options, ours in (
-        ("DPMSolverMultistep, dpmsolver++", MULTISTEP, "linspace", {}, ddpm.dpmpp_3m),
+        ("DPMSolverMultistep, dpmsolver++", MULTISTEP, "linspace", {}, ddpm.samplers.dpmpp_3m),
         (
             "DPMSolverMultistep, dpmsolver",
             MULTISTEP,
             "linspace",
             {"algorithm_type": "dpmsolver"},
-            ddpm.dpm_solver_3m,
+            ddpm.samplers.dpm_solver_3m,
         ),
-        ("EDMDPMSolverMultistep, dpmsolver++", EDM, "edm", {}, ddpm.dpmpp_3m),
+        ("EDMDPMSolverMultistep, dpmsolver++", EDM, "edm", {}, ddpm.samplers.dpmpp_3m),
     ):
-        theirs = ddpm.order(solver_of(kind, mode, options | {"solver_order": 3}), COUNTS)
-        mine = ddpm.order(ours, COUNTS)
+        theirs = ddpm.convergence(solver_of(kind, mode, options | {"solver_order": 3}), COUNTS)
+        mine = ddpm.convergence(ours, COUNTS)
         lines.append(
             f"| {label} | {theirs.slopes[-1]:.2f} | {mine.slopes[-1]:.2f} | "
             f"{theirs.errors[-1]:.1e} | {mine.errors[-1]:.1e} |"
@@ -490,7 +491,7 @@ order 3 have it.
 def sde_third_order() -> str:
     """The sign of 1/2."""
     found = [
-        ddpm.order(
+        ddpm.convergence(
             solver_of(
                 MULTISTEP, "linspace", {"algorithm_type": "sde-dpmsolver++", "solver_order": order}
             ),
@@ -498,7 +499,7 @@ def sde_third_order() -> str:
         )
         for order in (1, 2, 3)
     ]
-    mine = ddpm.order(ddpm.sde_dpmpp_3m, COUNTS)
+    mine = ddpm.convergence(ddpm.samplers.sde_dpmpp_3m, COUNTS)
     rows = "\n".join(
         f"| {label} | {' | '.join(f'{e:.1e}' for e in o.errors)} | {o.slopes[-1]:.2f} |"
         for label, o in zip(
@@ -506,7 +507,7 @@ def sde_third_order() -> str:
         )
     )
     heads = " | ".join(map(str, COUNTS))
-    heun = ddpm.order(
+    heun = ddpm.convergence(
         solver_of(
             SINGLE,
             "linspace",
@@ -554,7 +555,7 @@ def single_step_sde() -> str:
     }
     second = solvers["2"]
     solvers["2, on one path"] = lambda schedule, n, times: one_path(second(schedule, n, times))
-    found = {label: ddpm.order(solver, COUNTS) for label, solver in solvers.items()}
+    found = {label: ddpm.convergence(solver, COUNTS) for label, solver in solvers.items()}
     rows = "\n".join(
         f"| {label} | {' | '.join(f'{e:.1e}' for e in o.errors)} | {o.slopes[-1]:.2f} |"
         for label, o in found.items()
@@ -838,7 +839,7 @@ samplers are the same if the matrices are.
 ## The solvers
 
 Difference: the largest between the matrices, relative to their largest entry or to 1, over {steps}
-steps of the linear schedule, on the same levels. Orders are measured by `ddpm_core.order`, between
+steps of the linear schedule, on the same levels. Orders are measured by `ddpm_core.convergence`, between
 {middle} and {last} network calls or steps on even grids in log-SNR, of a scheduler whose training
 levels are that grid: in the RMS error of a deterministic solver on a mixture of two normals, and in
 the Wasserstein-2 distance of a stochastic one's law from a normal's. A measured order may exceed the

@@ -20,34 +20,34 @@ STEPS = (20, 40, 80, 160, 320)
 ODE = [
     ("ddim = euler = dpm_solver_1 = deis_1", ddpm.ddim, 1),
     ("heun", ddpm.heun, 2),
-    ("dpm_solver_2 = midpoint", ddpm.dpm_solver_2, 2),
-    ("dpm_solver_3", ddpm.dpm_solver_3, 3),
-    ("dpm_solver_2m", ddpm.dpm_solver_2m, 2),
-    ("dpm_solver_3m", ddpm.dpm_solver_3m, 3),
-    ("dpmpp_2s", ddpm.dpmpp_2s, 2),
+    ("dpm_solver_2 = midpoint", ddpm.samplers.dpm_solver_2, 2),
+    ("dpm_solver_3", ddpm.samplers.dpm_solver_3, 3),
+    ("dpm_solver_2m", ddpm.samplers.dpm_solver_2m, 2),
+    ("dpm_solver_3m", ddpm.samplers.dpm_solver_3m, 3),
+    ("dpmpp_2s", ddpm.samplers.dpmpp_2s, 2),
     ("dpmpp_2m = unipc_2, corrector=False", ddpm.dpmpp_2m, 2),
-    ("dpmpp_3m = unipc_3, corrector=False", ddpm.dpmpp_3m, 3),
-    ("unipc_1", ddpm.unipc_1, 2),
+    ("dpmpp_3m = unipc_3, corrector=False", ddpm.samplers.dpmpp_3m, 3),
+    ("unipc_1", ddpm.samplers.unipc_1, 2),
     ("unipc_2", ddpm.unipc_2, 3),
     ("unipc_2, b=bh1", partial(ddpm.unipc_2, b="bh1"), 3),
-    ("unipc_3", ddpm.unipc_3, 4),
-    ("deis_2", ddpm.deis_2, 2),
-    ("deis_3", ddpm.deis_3, 3),
-    ("lms", ddpm.lms, 4),
-    ("plms", ddpm.plms, 2),
-    ("ipndm", ddpm.ipndm, 2),
-    ("sa_solver, noise=0", partial(ddpm.sa_solver, noise=0.0), 4),
+    ("unipc_3", ddpm.samplers.unipc_3, 4),
+    ("deis_2", ddpm.samplers.deis_2, 2),
+    ("deis_3", ddpm.samplers.deis_3, 3),
+    ("lms", ddpm.samplers.lms, 4),
+    ("plms", ddpm.samplers.plms, 2),
+    ("ipndm", ddpm.samplers.ipndm, 2),
+    ("sa_solver, noise=0", partial(ddpm.samplers.sa_solver, noise=0.0), 4),
 ]
 SDE = [
     ("ancestral = euler_ancestral = sde_dpmpp_1", ddpm.ancestral, 1),
     ("ancestral, large", partial(ddpm.ancestral, variance=ddpm.large), 1),
     ("ddim, eta=0.5", partial(ddpm.ddim, eta=0.5), 1),
-    ("sde_dpmpp_2m", ddpm.sde_dpmpp_2m, 2),
-    ("sde_dpmpp_3m", ddpm.sde_dpmpp_3m, 2),
-    ("sa_solver", ddpm.sa_solver, 2),
-    ("er_sde", ddpm.er_sde, 2),
-    ("edm_stochastic", ddpm.edm_stochastic, 2),
-    ("restart", ddpm.restart, 2),
+    ("sde_dpmpp_2m", ddpm.samplers.sde_dpmpp_2m, 2),
+    ("sde_dpmpp_3m", ddpm.samplers.sde_dpmpp_3m, 2),
+    ("sa_solver", ddpm.samplers.sa_solver, 2),
+    ("er_sde", ddpm.samplers.er_sde, 2),
+    ("edm_stochastic", ddpm.samplers.edm_stochastic, 2),
+    ("restart", ddpm.samplers.restart, 2),
 ]
 REASONS = """\
 - `plms` and `ipndm` use the coefficients of equal steps in σ / α, and no grid in use has those: order 2 at any number of readings.
@@ -58,8 +58,8 @@ REASONS = """\
 - `sa_solver` without noise is an Adams predictor and corrector; with three past readings in each its order is 4."""
 
 
-def measured() -> list[tuple[str, object, int, ddpm.Order]]:
-    return [(name, solver, p, ddpm.order(solver, STEPS)) for name, solver, p in ODE + SDE]
+def measured() -> list[tuple[str, object, int, ddpm.certificates.Convergence]]:
+    return [(name, solver, p, ddpm.convergence(solver, STEPS)) for name, solver, p in ODE + SDE]
 
 
 def plot(found, path: Path) -> None:
@@ -108,7 +108,7 @@ Every solver of the library is a table of numbers, so that its order can be meas
 ```python
 import ddpm_core as ddpm
 
-ddpm.order(ddpm.unipc_2).slopes                            # the order, between 40, 80 and 160 steps
+ddpm.convergence(ddpm.unipc_2).slopes                            # the order, between 40, 80 and 160 steps
 ddpm.law(ddpm.ddim(ddpm.linear(), 10), ddpm.GaussianOracle([0.0], 0.25))   # mean, covariance, KL and W2
 ```
 

@@ -24,7 +24,7 @@ def name(request):
         yield request.param
 
 
-class Mine(ddpm.Backend):
+class Mine(ddpm.backends.Backend):
     """A third party's backend: the reference operations, on NumPy."""
 
     name = "mine"
@@ -49,7 +49,7 @@ def test_by_entry_point(name):
     """The built-in backends come through the door that is open to everyone."""
     assert name in backends.discover()
     on = ddpm.backend(name)
-    assert isinstance(on, ddpm.Backend)
+    assert isinstance(on, ddpm.backends.Backend)
     assert on.name == name
     assert type(on) is backends.discover()[name].load()
 

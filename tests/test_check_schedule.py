@@ -8,17 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from ddpm_core import (
-    VP,
-    Discrete,
-    Level,
-    LinearLogSNR,
-    cosine,
-    from_betas,
-    linear,
-    scaled_linear,
-    zero_terminal_snr,
-)
+from ddpm_core import VP, Level, cosine, from_betas, linear, zero_terminal_snr
+from ddpm_core.schedules import Discrete, LinearLogSNR, scaled_linear
 from ddpm_core.testing import check_schedule, strategies
 
 

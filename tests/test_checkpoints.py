@@ -17,9 +17,11 @@ from hypothesis import strategies as st
 from safetensors.numpy import save as to_bytes
 
 import ddpm_core as ddpm
+from ddpm_core import schedules
+from ddpm_core.checkpoints import Checkpoint, load, save
+from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.models import bundled
 from ddpm_core.nn import UNetConfig, initialise, parameter_shapes
-from ddpm_core.nn.checkpoints import Checkpoint, load, save, write_whole
 
 CONFIG = UNetConfig(channels=1, out_channels=1, widths=(4, 8), blocks=1, groups=2, classes=3)
 SCHEDULES = {
@@ -27,7 +29,7 @@ SCHEDULES = {
     "zero terminal": ddpm.zero_terminal_snr(ddpm.linear(1000)),
     "one step": ddpm.from_betas([0.5]),
     "vp": ddpm.VP(0.2, 15.0),
-    "log-snr": ddpm.LinearLogSNR(10.0, -7.0),
+    "log-snr": schedules.LinearLogSNR(10.0, -7.0),
 }
 
 
@@ -96,7 +98,7 @@ def test_predictor_is_the_network(saved):
     t, x_t = checkpoint.schedule(300), np.random.default_rng(0).standard_normal((2, 1, 6, 8))
     y = np.array([0, 2])
     eps = on.network(dict(checkpoint.params), CONFIG)(x_t, np.full(2, 299.0), y)
-    found = checkpoint.predictor(on)(x_t, t, y=y)
+    found = checkpoint.predictor(on.network)(x_t, t, y=y)
     # x_t = alpha x_0 + sigma eps (Ho et al. 2020, Eq. 4)
     np.testing.assert_allclose(t.alpha * found + t.sigma * eps, x_t, rtol=0, atol=1e-13)
 
@@ -230,7 +232,7 @@ def test_cannot_be_described(tmp_path):
 
 FULL = """
 import resource, signal, sys
-from ddpm_core.nn.checkpoints import write_whole
+from ddpm_core.checkpoints.files import write_whole
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
 try:

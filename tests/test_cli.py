@@ -15,10 +15,10 @@ import pytest
 from PIL import Image
 
 import ddpm_core as ddpm
+from ddpm_core.checkpoints import Checkpoint, load, save
 from ddpm_core.cli import app, main, pictures
 from ddpm_core.cli.sample import SAMPLERS, draw, parse_classes
 from ddpm_core.nn import UNetConfig, initialise, parameter_shapes
-from ddpm_core.nn.checkpoints import Checkpoint, load, save
 
 #: Of float32 in another order of sums: eps, over alpha = 0.006 at the first level, ten layers.
 ROUNDING = 10 * np.finfo(np.float32).eps / 0.006
@@ -135,7 +135,7 @@ def test_draw_is_sample(model):
     solver = ddpm.ancestral(checkpoint.schedule, 3)
     noise = ddpm.portable_noise(7)
     y = np.array([0, 1, 2, -1, 0])
-    denoise = ddpm.clip(checkpoint.predictor(on))
+    denoise = ddpm.clip(checkpoint.predictor(on.network))
     wanted = ddpm.sample(denoise, solver, noise(0, (5, 1, 4, 6)), noise, y=y)
     found = draw(checkpoint, on, solver, 5, y, 7, 16, process=True, quiet=True)
     assert len(found) == 4
@@ -333,7 +333,7 @@ def test_bad_sample(here, model, capsys, arguments, message):
     save("odd.safetensors", tiny(size=(5, 6)))
     save("zero.safetensors", tiny(schedule=ddpm.zero_terminal_snr(ddpm.linear())))
     good = tiny()
-    with mock.patch("ddpm_core.nn.checkpoints.check_names"):  # `save` would refuse it
+    with mock.patch("ddpm_core.checkpoints.own.check_names"):  # `save` would refuse it
         save("shape.safetensors", tiny(params=good.params | {"conv_out.bias": np.zeros(2)}))
     plain = UNetConfig(channels=1, out_channels=1, widths=(4,), groups=4, attention=())
     save("plain.safetensors", tiny(config=plain, labels=()))

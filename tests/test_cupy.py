@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
-from ddpm_core import Level
+from ddpm_core import Level, samplers
 from ddpm_core.cli import verify
 from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 from ddpm_core_numpy import convolution
@@ -381,7 +381,7 @@ def test_page(on, monkeypatch):
     (block,) = readme.blocks("python", readme.ROOT / "docs" / "cupy.md")
     names: dict[str, Any] = {}
     exec(compile(block, "docs/cupy.md", "exec"), names)
-    denoise = ddpm.clip(model.predictor(ddpm.backend("numpy")))
+    denoise = ddpm.clip(model.predictor(ddpm.backend("numpy").network))
     x, y = ddpm.portable_noise(0)(0, (4, 1, 8, 4)), np.array([0, 1, 7, 9])
     wanted = ddpm.sample(denoise, ddpm.dpmpp_2m(model.schedule, 10), x, y=y)
     np.testing.assert_allclose(values(names["x"]), wanted, rtol=0, atol=1e-5)
@@ -434,7 +434,7 @@ def test_graph_of_a_network(on, cp):
 def test_graph_of_a_sampler(on):
     """A whole sampler with its noise is one graph; so is a row whose numbers are arrays."""
     schedule = ddpm.linear(1000)
-    noise, table = on.portable_noise(1), ddpm.sde_dpmpp_2m(schedule, 4)
+    noise, table = on.portable_noise(1), samplers.sde_dpmpp_2m(schedule, 4)
     x = noise(0, (3, 5))
 
     def oracle(x: Any, t: Level) -> Any:  # of N(0, 1 / 2)
@@ -451,7 +451,7 @@ def test_graph_of_a_sampler(on):
     calls: list[int] = []
 
     @on.compile
-    def advanced(row: ddpm.Row, state: ddpm.State, step: Any) -> ddpm.State:
+    def advanced(row: samplers.Row, state: samplers.State, step: Any) -> samplers.State:
         calls.append(1)
         y = oracle(state.point, row.level)
         return ddpm.advance(row, state, y, noise(step, (3, 5)), lincomb=on.lincomb)
@@ -459,10 +459,10 @@ def test_graph_of_a_sampler(on):
     rows, state = table.rows_as(on.xp, on.dtype), table.start(x)
     for i in range(table.nfe):
         at = Level(*(a[i] for a in rows.level))
-        row = ddpm.Row(at, *(tuple(a[i] for a in part) for part in rows[1:]))
+        row = samplers.Row(at, *(tuple(a[i] for a in part) for part in rows[1:]))
         state = advanced(row, state, on.asarray(i + 1, np.int64))
     assert len(calls) == 2  # to warm up, and to capture
-    assert isinstance(state, ddpm.State)
+    assert isinstance(state, samplers.State)
     # Coefficients and levels in float32 now, where they were in float64.
     np.testing.assert_allclose(values(state.point), wanted, rtol=0, atol=1e-4)
 

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import special, stats
 
-from ddpm_core import Gaussian, discretised_log_prob
-from ddpm_core.gaussians import _scaled_upper_tail
+from ddpm_core import Gaussian
+from ddpm_core.gaussians import _scaled_upper_tail, discretised_log_prob
 
 EPS = np.finfo(np.float64).eps
 

@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 
 import ddpm_core as ddpm
-from ddpm_core.levels import level_at, log_sigmoid
+from ddpm_core import grids, samplers, schedules
+from ddpm_core.arrays import log_sigmoid
 from ddpm_core.samplers.unipc import _predictor_corrector
 from ddpm_core.testing.diffusers import unrolled
 
@@ -58,7 +59,7 @@ SDE = partial(MULTISTEP, algorithm_type="sde-dpmsolver++")
 UNIPC = partial(
     diffusers.UniPCMultistepScheduler, lower_order_final=False, final_sigmas_type="sigma_min"
 )
-BH1 = [partial(solver, b="bh1") for solver in (ddpm.unipc_1, ddpm.unipc_2, ddpm.unipc_3)]
+BH1 = [partial(solver, b="bh1") for solver in (samplers.unipc_1, ddpm.unipc_2, samplers.unipc_3)]
 #: Theirs, ours.
 SAME = {
     "ddpm small": (DDPM, ddpm.ancestral),
@@ -75,17 +76,17 @@ SAME = {
     "dpm++ 2": (MULTISTEP, ddpm.dpmpp_2m),
     "dpm++ 2 v": (partial(MULTISTEP, prediction_type="v_prediction"), ddpm.dpmpp_2m),
     "dpm++ 2 karras": (partial(MULTISTEP, use_karras_sigmas=True), ddpm.dpmpp_2m),
-    "dpm 2": (TO_SIGMA_MIN, ddpm.dpm_solver_2m),
-    "sde-dpm++ 1": (partial(SDE, solver_order=1), ddpm.sde_dpmpp_1),
-    "sde-dpm++ 2": (SDE, ddpm.sde_dpmpp_2m),
+    "dpm 2": (TO_SIGMA_MIN, samplers.dpm_solver_2m),
+    "sde-dpm++ 1": (partial(SDE, solver_order=1), samplers.sde_dpmpp_1),
+    "sde-dpm++ 2": (SDE, samplers.sde_dpmpp_2m),
     "unipc 1 bh1": (partial(UNIPC, solver_order=1, solver_type="bh1"), BH1[0]),
-    "unipc 1 bh2": (partial(UNIPC, solver_order=1), ddpm.unipc_1),
+    "unipc 1 bh2": (partial(UNIPC, solver_order=1), samplers.unipc_1),
     "unipc 2 bh1": (partial(UNIPC, solver_type="bh1"), BH1[1]),
     "unipc 2 bh2": (UNIPC, ddpm.unipc_2),
     "unipc 3 bh1": (partial(UNIPC, solver_order=3, solver_type="bh1"), BH1[2]),
-    "unipc 3 bh2": (partial(UNIPC, solver_order=3), ddpm.unipc_3),
+    "unipc 3 bh2": (partial(UNIPC, solver_order=3), samplers.unipc_3),
     "unip 2": (partial(UNIPC, disable_corrector=list(range(STEPS))), ddpm.dpmpp_2m),
-    "euler": (diffusers.EulerDiscreteScheduler, ddpm.euler),
+    "euler": (diffusers.EulerDiscreteScheduler, samplers.euler),
     "euler to sigma_min": (
         partial(
             diffusers.EulerDiscreteScheduler,
@@ -93,10 +94,13 @@ SAME = {
             timestep_spacing="leading",
             steps_offset=1,
         ),
-        ddpm.euler,
+        samplers.euler,
     ),
-    "euler karras": (partial(diffusers.EulerDiscreteScheduler, use_karras_sigmas=True), ddpm.euler),
-    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, ddpm.euler_ancestral),
+    "euler karras": (
+        partial(diffusers.EulerDiscreteScheduler, use_karras_sigmas=True),
+        samplers.euler,
+    ),
+    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, samplers.euler_ancestral),
 }
 
 
@@ -118,7 +122,10 @@ def test_eta(eta):
     ("kind", "ours"),
     [
         (diffusers.HeunDiscreteScheduler, ddpm.heun),
-        (partial(diffusers.KDPM2DiscreteScheduler, beta_start=1e-4, beta_end=0.02), ddpm.midpoint),
+        (
+            partial(diffusers.KDPM2DiscreteScheduler, beta_start=1e-4, beta_end=0.02),
+            samplers.midpoint,
+        ),
     ],
     ids=["heun", "kdpm2"],
 )
@@ -132,35 +139,38 @@ def test_pndm():
     """With skip_prk_steps, as every pipeline sets it; its second call is at the second time."""
     u = unrolled(diffusers.PNDMScheduler(skip_prk_steps=True, steps_offset=1), STEPS)
     assert (u.nfe, u.levels.time[-1]) == (STEPS + 1, 1)
-    check(u, on(LINEAR, ddpm.plms, u, at=np.r_[0:2, 3 : u.nfe + 1]))
+    check(u, on(LINEAR, samplers.plms, u, at=np.r_[0:2, 3 : u.nfe + 1]))
 
 
 def test_ipndm():
     """Its betas are sigmas, and its network predicts v."""
     sigma = LINEAR(np.linspace(1000, 1, STEPS + 1)).sigma
     u = unrolled(diffusers.IPNDMScheduler(trained_betas=sigma.tolist()), STEPS)
-    check(u, on(LINEAR, ddpm.ipndm, u))
+    check(u, on(LINEAR, samplers.ipndm, u))
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis(order):
     """Polynomials in log ρ are DEIS in the time of a schedule whose log-SNR is linear."""
-    solver = (ddpm.deis_1, ddpm.deis_2, ddpm.deis_3)[order - 1]
+    solver = (samplers.deis_1, samplers.deis_2, samplers.deis_3)[order - 1]
     u = unrolled(diffusers.DEISMultistepScheduler(solver_order=order), STEPS)
-    check(u, on(ddpm.LinearLogSNR(12.0, -12.0), solver, u))
+    check(u, on(schedules.LinearLogSNR(12.0, -12.0), solver, u))
 
 
 @pytest.mark.parametrize(
     ("kind", "ours"),
     [
-        (diffusers.EDMEulerScheduler, ddpm.euler),
-        (partial(diffusers.EDMEulerScheduler, prediction_type="v_prediction"), ddpm.euler),
+        (diffusers.EDMEulerScheduler, samplers.euler),
+        (partial(diffusers.EDMEulerScheduler, prediction_type="v_prediction"), samplers.euler),
         (diffusers.EDMDPMSolverMultistepScheduler, ddpm.dpmpp_2m),
         (
             partial(diffusers.EDMDPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++"),
-            ddpm.sde_dpmpp_2m,
+            samplers.sde_dpmpp_2m,
         ),
-        (partial(diffusers.CosineDPMSolverMultistepScheduler, sigma_max=100.0), ddpm.sde_dpmpp_2m),
+        (
+            partial(diffusers.CosineDPMSolverMultistepScheduler, sigma_max=100.0),
+            samplers.sde_dpmpp_2m,
+        ),
     ],
     ids=["euler", "euler v", "dpm++ 2", "sde-dpm++ 2", "cosine"],
 )
@@ -185,7 +195,8 @@ SINGLE = partial(diffusers.DPMSolverSinglestepScheduler, final_sigmas_type="sigm
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "ours"), [("dpmsolver++", ddpm.dpmpp_2s), ("dpmsolver", ddpm.dpm_solver_2)]
+    ("algorithm", "ours"),
+    [("dpmsolver++", samplers.dpmpp_2s), ("dpmsolver", samplers.dpm_solver_2)],
 )
 def test_single_step(algorithm, ours):
     """It takes two of its timesteps for a step: one of ours where they are even in log-SNR."""
@@ -197,8 +208,8 @@ def test_inversion():
     """The network is told where the step ends, though it is shown where the step begins."""
     inverse = partial(diffusers.DDIMInverseScheduler, clip_sample=False, set_alpha_to_one=False)
     u = unrolled(inverse(timestep_spacing="trailing"), STEPS)
-    check(u, on(LINEAR, ddpm.ddim_inversion, u))
-    assert np.array_equal(u.levels.time, np.append(ddpm.trailing(LINEAR, STEPS)[-2::-1], 1000))
+    check(u, on(LINEAR, samplers.ddim_inversion, u))
+    assert np.array_equal(u.levels.time, np.append(grids.trailing(LINEAR, STEPS)[-2::-1], 1000))
 
 
 # Not the same. -----------------------------------------------------------------------------------
@@ -207,17 +218,17 @@ def test_inversion():
 @pytest.mark.parametrize(
     ("kind", "options", "ours", "at"),
     [
-        (diffusers.LMSDiscreteScheduler, {}, ddpm.lms, slice(None)),
+        (diffusers.LMSDiscreteScheduler, {}, samplers.lms, slice(None)),
         (
             diffusers.PNDMScheduler,
             {"skip_prk_steps": True, "set_alpha_to_one": True},
-            ddpm.plms,
+            samplers.plms,
             np.r_[0:2, 3 : STEPS + 2],
         ),
         (
             diffusers.IPNDMScheduler,
-            {"trained_betas": LINEAR(ddpm.trailing(LINEAR, STEPS)).sigma.tolist()},
-            ddpm.ipndm,
+            {"trained_betas": LINEAR(grids.trailing(LINEAR, STEPS)).sigma.tolist()},
+            samplers.ipndm,
             slice(None),
         ),
     ],
@@ -242,15 +253,25 @@ def test_sa_solver(tau, predictor, corrector):
     lead = (1 + tau**2) * np.diff(u.levels.logsnr) / 2
     check(u, _predictor_corrector("", u.levels, predictor, corrector - 1, tau, lead).unroll())
     if tau == 0 and corrector == predictor + 1:
-        check(u, on(LINEAR, (ddpm.unipc_1, ddpm.unipc_2, ddpm.unipc_3)[predictor - 1], u, b="bh1"))
-    exact = on(LINEAR, ddpm.sa_solver, u, noise=tau, predictor=predictor, corrector=corrector - 1)
+        check(
+            u,
+            on(
+                LINEAR,
+                (samplers.unipc_1, ddpm.unipc_2, samplers.unipc_3)[predictor - 1],
+                u,
+                b="bh1",
+            ),
+        )
+    exact = on(
+        LINEAR, samplers.sa_solver, u, noise=tau, predictor=predictor, corrector=corrector - 1
+    )
     assert differences(u, exact)[1] > 1e-5
 
 
 def test_lowered_order():
     """Into clean data UniPC lowers its order before: two steps of a solver of order 3."""
     u = unrolled(diffusers.UniPCMultistepScheduler(solver_order=3), STEPS)
-    mine = on(LINEAR, ddpm.unipc_3, u)
+    mine = on(LINEAR, samplers.unipc_3, u)
     check(u, mine, points=slice(None, -2))
     assert np.abs(u.y - mine.y)[-2].max() > 1e-3
 
@@ -262,16 +283,16 @@ def test_third_order(algorithm):
     kind = partial(MULTISTEP, solver_order=3, algorithm_type=algorithm, final_sigmas_type=final)
     u = unrolled(kind(), STEPS)
     solver = {
-        "dpmsolver++": ddpm.dpmpp_3m,
-        "dpmsolver": ddpm.dpm_solver_3m,
-        "sde-dpmsolver++": ddpm.sde_dpmpp_3m,
+        "dpmsolver++": samplers.dpmpp_3m,
+        "dpmsolver": samplers.dpm_solver_3m,
+        "sde-dpmsolver++": samplers.sde_dpmpp_3m,
     }[algorithm]
     mine = on(LINEAR, solver, u)
     check(u, mine, points=slice(3))
     half = u.levels.logsnr[:4] / 2
     h = half[3] - half[2]
     divided = [1 / np.prod([a - b for b in half[:3] if b != a]) for a in half[:3]]
-    s = level_at(u.levels, 3)
+    s = u.levels.take(3)
     right, scale, reads = {
         "dpmsolver++": (-2 * ((np.expm1(-h) + h) / h**2 - 0.5), s.alpha, np.eye(3)),
         "dpmsolver": (
@@ -304,7 +325,7 @@ def test_order_of_third_order(algorithm, steps, slope):
         kind = partial(MULTISTEP, solver_order=3, final_sigmas_type="sigma_min")
         return unrolled(kind(algorithm_type=algorithm, **options), n)
 
-    assert ddpm.order(theirs, steps).slopes[0] == pytest.approx(slope, abs=0.25)
+    assert ddpm.convergence(theirs, steps).slopes[0] == pytest.approx(slope, abs=0.25)
 
 
 def test_single_step_sde():
@@ -324,8 +345,8 @@ def test_single_step_sde():
         z[:, ::2], z[:, 1::2] = first + share * second, np.sqrt(1 - share**2) * second
         return dataclasses.replace(u, z=z)
 
-    found, better = ddpm.order(theirs, (42, 84)), ddpm.order(on_one_path, (42, 84))
-    first = ddpm.order(ddpm.sde_dpmpp_1, (42, 84))  # with as many calls
+    found, better = ddpm.convergence(theirs, (42, 84)), ddpm.convergence(on_one_path, (42, 84))
+    first = ddpm.convergence(samplers.sde_dpmpp_1, (42, 84))  # with as many calls
     assert np.all(found.errors > first.errors)
     assert found.slopes[0] < 1
     assert np.all(better.errors < first.errors / 2)
@@ -407,7 +428,7 @@ def test_unrolled_is_what_it_computes(kind):
     x, z = torch.tensor(x_T / alphas[0], dtype=torch.float32)[None], np.zeros((u.nfe, 8))
     config = scheduler.config
     for i, time in enumerate(scheduler.timesteps):
-        t = level_at(u.levels, i)
+        t = u.levels.take(i)
         seen = scheduler.scale_model_input(x, time).numpy() * (alphas[i] if vp else 1)
         point = x.numpy() * alphas[i]
         if "sigma_data" in config:

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import ddpm_core as ddpm
-from ddpm_core.levels import Level, from_logsnr, level_at, steps_of
+from ddpm_core import gaussians, kernels, losses, schedules
+from ddpm_core.levels import Level, from_logsnr, steps_of
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -110,11 +111,11 @@ def test_gap_of_a_fixed_variance(levels, oracle, log_d):
     t, s = steps_to_clean(levels)
     c, dec = oracle.variances, math.exp(log_d)
     V = lambda level: level.alpha[:, None] ** 2 * c + level.sigma[:, None] ** 2
-    best = (ddpm.tau(t, s) * t.sigma**2)[:, None] * V(s) / V(t)
+    best = (ddpm.levels.tau(t, s) * t.sigma**2)[:, None] * V(s) / V(t)
     exact = mean_over_data(oracle.reverse, oracle, levels)
     for variance in (ddpm.small, ddpm.large):
         actual = mean_over_data(ddpm.reverse(oracle, variance), oracle, levels, decoder_var=dec)
-        fixed = np.append(variance(level_at(t, slice(-1)), level_at(s, slice(-1))), dec)
+        fixed = np.append(variance(t.take(slice(-1)), s.take(slice(-1))), dec)
         r = best / fixed[:, None]
         gap = 0.5 * (r - 1 - np.log(r)).sum(1)
         expected = np.append(exact[1], exact[2]) + gap
@@ -154,13 +155,13 @@ def test_refinement_never_loosens(data, oracle):
     ends = {0, 1000}
     few = ends | data.draw(st.sets(st.integers(1, 999), max_size=4))
     more = few | data.draw(st.sets(st.integers(1, 999), max_size=6))
-    schedule, sums, rest = ddpm.LinearLogSNR(8.0, -8.0), [], []
+    schedule, sums, rest = schedules.LinearLogSNR(8.0, -8.0), [], []
     for marks in (few, more):
         levels = levels_at([k / 1000 for k in sorted(marks, reverse=True)], schedule)
         kernel = ddpm.reverse(oracle, ddpm.small)
         prior, steps, last = mean_over_data(kernel, oracle, levels, decoder_var=0.1)
         snr = np.exp(levels.logsnr)
-        mmse = oracle.error(level_at(levels, slice(-1))).sum(1)
+        mmse = oracle.error(levels.take(slice(-1))).sum(1)
         np.testing.assert_allclose(steps, 0.5 * np.diff(snr) * mmse, rtol=1e-10)
         sums.append(steps.sum())
         rest.append(prior + last)
@@ -211,7 +212,7 @@ def test_terms_are_those_of_bound(levels, oracle, arrays):
     e = ddpm.elbo(oracle.reverse, levels, x_0, noise_of(eps), bins=None)
     t, s = steps_to_clean(levels)
     pairs = [(Level(*map(float, a)), Level(*map(float, b))) for a, b in zip(zip(*t), zip(*s))]  # noqa: B905
-    terms = [ddpm.bound(oracle.reverse, x_0, eps, a, b, bins=None) for a, b in pairs]
+    terms = [losses.bound(oracle.reverse, x_0, eps, a, b, bins=None) for a, b in pairs]
     np.testing.assert_allclose(e.steps, np.reshape(terms[:-1], (-1, 3)).T, rtol=64 * EPS)
     np.testing.assert_allclose(e.data, terms[-1], rtol=64 * EPS)
     alpha, sigma = levels.alpha[0], levels.sigma[0]
@@ -230,7 +231,7 @@ def test_estimate_is_unbiased(levels, oracle, data):
     As a function of u a term is constant between the levels, so that a midpoint for each of these
     parts, weighted by its length, is the whole integral. A level without data lies 1 from the next.
     """
-    t, s = (level_at(all_of, slice(-1)) for all_of in steps_to_clean(levels))
+    t, s = (all_of.take(slice(-1)) for all_of in steps_to_clean(levels))
     assume(len(t.sigma) > 0)
     gaps = np.where(np.isfinite(t.logsnr), s.logsnr, 1.0) - np.where(
         np.isfinite(t.logsnr), t.logsnr, 0.0
@@ -261,7 +262,7 @@ def test_estimate_is_unbiased(levels, oracle, data):
 def test_as_many_terms_as_steps(n, seed):
     """At levels even in log-SNR, one term a step takes each step once, whatever u: no variance."""
     rng = np.random.default_rng(seed)
-    levels = ddpm.levels_of(ddpm.LinearLogSNR(), n)
+    levels = ddpm.levels_of(schedules.LinearLogSNR(), n)
     oracle, x_0 = gaussian(seed), rng.standard_normal((2, D))
     eps = rng.standard_normal((n + 2, 2, D))
     noise = lambda step, shape: eps[step]
@@ -295,7 +296,7 @@ def test_default_decoder_is_the_step_before(variance, bins):
     schedule = ddpm.linear(30, rescale=True)
     kernel = ddpm.reverse(gaussian(1), variance)
     for times, expected in (
-        (range(30, -1, -1), ddpm.decoder_variance(schedule)),
+        (range(30, -1, -1), kernels.decoder_variance(schedule)),
         ([30, 9, 4, 0], ddpm.small(schedule(9), schedule(4))),
     ):
         levels = levels_at(list(times), schedule)
@@ -305,14 +306,14 @@ def test_default_decoder_is_the_step_before(variance, bins):
         )
         np.testing.assert_allclose(default.total, passed.total, rtol=64 * EPS)
         typed = ddpm.Gaussian(
-            kernel(level_at(levels, -2).alpha * GREYS + 0.5 * level_at(levels, -2).sigma,
+            kernel(levels.take(-2).alpha * GREYS + 0.5 * levels.take(-2).sigma,
                    schedule(times[-2]), schedule(0)).mean,
             expected,
         )  # fmt: skip
         log_p = (
-            ddpm.log_prob(typed, GREYS)
+            gaussians.log_prob(typed, GREYS)
             if bins is None
-            else ddpm.discretised_log_prob(typed, GREYS, bins)
+            else gaussians.discretised_log_prob(typed, GREYS, bins)
         )
         np.testing.assert_allclose(default.data, -log_p, rtol=1e-10)
 
@@ -343,7 +344,7 @@ def test_learned_range_has_its_own_decoder():
 @given(oracle=oracles, n=st.integers(2, 6))
 def test_clean_data_is_appended(oracle, n):
     """Levels that end with noise are as if clean data followed: L_0 is the step into it."""
-    levels = ddpm.levels_of(ddpm.LinearLogSNR(), n)
+    levels = ddpm.levels_of(schedules.LinearLogSNR(), n)
     longer = Level(*(np.append(a, c) for a, c in zip(levels, CLEAN, strict=True)))
     ends = [
         ddpm.elbo(ddpm.reverse(oracle), some, GREYS, noise_of(0.3), bins=None)
@@ -365,7 +366,7 @@ def test_noise_once_a_term():
     oracle, levels = gaussian(3), levels_at(TIMES)
     e = ddpm.elbo(oracle.reverse, levels, GREYS, noise)
     assert asked == [(k, (4, 3)) for k in range(1, len(TIMES))]
-    one = ddpm.bound(oracle.reverse, GREYS, np.full((4, 3), 0.2), SCHEDULE(700), SCHEDULE(450))
+    one = losses.bound(oracle.reverse, GREYS, np.full((4, 3), 0.2), SCHEDULE(700), SCHEDULE(450))
     np.testing.assert_allclose(e.steps[:, 1], one, rtol=64 * EPS)
     asked.clear()
     ddpm.elbo(oracle.reverse, levels, GREYS, noise, np.full((4, 2), 0.5))
@@ -397,7 +398,7 @@ def run(terms, *arrays):
 
 lazy_xp_function(run)
 
-_net = lambda x, time: ddpm.fit(0.5, x) * x
+_net = lambda x, time: ddpm.arrays.fit(0.5, x) * x
 U = np.array([[0.1, 0.9], [0.5, 0.2], [0.99, 0.0], [0.3, 0.6]])
 CASES = {
     "all-greys": (gaussian(5).reverse, None, 256),

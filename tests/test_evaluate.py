@@ -14,11 +14,11 @@ from PIL import Image
 from test_cli import tiny
 
 import ddpm_core as ddpm
+from ddpm_core.checkpoints import save
 from ddpm_core.cli.datasets import to_range
 from ddpm_core.cli.evaluate import report
 from ddpm_core.likelihood import Elbo
 from ddpm_core.nn import UNetConfig
-from ddpm_core.nn.checkpoints import save
 
 COMMAND = Path(sys.executable).with_name("ddpm-core")
 WIDE = UNetConfig(
@@ -67,7 +67,7 @@ def test_numbers_are_those_of_elbo(place, variance, labelled):
     data = np.load(place / "data.npz")
     x_0 = to_range(data["images"][:8, None])
     y = data["classes"][:8] if labelled else np.full(8, -1)
-    kernel = ddpm.reverse(ddpm.clip(checkpoint.predictor(on)), getattr(ddpm, variance))
+    kernel = ddpm.reverse(ddpm.clip(checkpoint.predictor(on.network)), getattr(ddpm, variance))
     levels = ddpm.levels_of(checkpoint.schedule, 6)
     second, first = (checkpoint.schedule(float(levels.time[i])) for i in (-3, -2))
     decoder = ddpm.small(second, first)  # of these six levels, not of the schedule's hundred
@@ -117,7 +117,7 @@ def test_learned_variance(place):
     checkpoint = tiny(config=WIDE)
     levels = ddpm.levels_of(checkpoint.schedule, 5)
     second, first = (checkpoint.schedule(float(levels.time[i])) for i in (-3, -2))
-    denoise = ddpm.clip(checkpoint.predictor(ddpm.backend("numpy")))
+    denoise = ddpm.clip(checkpoint.predictor(ddpm.backend("numpy").network))
     x_0 = to_range(np.load(place / "data.npz")["images"][:6, None])
     kernel = ddpm.learned_range(denoise, ddpm.small(second, first))
     wanted = ddpm.elbo(kernel, levels, x_0, ddpm.portable_noise(0), y=np.full(6, -1))

@@ -65,7 +65,7 @@ def test_train_jax(tmp_path):
     held = read("/usr/share/datasets/fashion-mnist", "t10k")
     x_0 = to_range(held.images[:64])
     t = ddpm.draw(checkpoint.schedule, (np.arange(64) + 0.5) / 64)
-    predict = checkpoint.predictor(ddpm.backend("numpy"))
+    predict = checkpoint.predictor(ddpm.backend("numpy").network)
     eps = ddpm.portable_noise(1)(0, x_0.shape)
     loss = ddpm.loss(predict, x_0, eps, t, y=held.classes[:64]).mean()
     assert loss == pytest.approx(last, abs=2e-4)

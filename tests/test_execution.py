@@ -8,13 +8,21 @@ import numpy as np
 import pytest
 
 import ddpm_core as ddpm
-from ddpm_core.levels import combine
+from ddpm_core import samplers
+from ddpm_core.arrays import combine
 from ddpm_core_numpy import NumPy
 
 EPS = float(np.finfo(np.float32).eps)
 SCHEDULE = ddpm.linear(1000)
 #: Of every shape: without a memory, with one, with noise, with an anchor, with all of them.
-SOLVERS = [ddpm.ddim, ddpm.ancestral, ddpm.dpmpp_3m, ddpm.heun, ddpm.unipc_2, ddpm.sa_solver]
+SOLVERS = [
+    ddpm.ddim,
+    ddpm.ancestral,
+    samplers.dpmpp_3m,
+    ddpm.heun,
+    ddpm.unipc_2,
+    samplers.sa_solver,
+]
 solvers = pytest.mark.parametrize("solver", SOLVERS)
 TOY = ddpm.MixtureOracle([0.3, 0.7], [[-1.0, 0.2], [0.5, -0.4]], 0.2)
 
@@ -84,7 +92,7 @@ def test_numpy_lincomb_of_mixed_dtypes():
     """advance casts to x's dtype before it asks: a float64 network does not raise or widen x."""
     x, y = draws(2)
     row = ddpm.dpmpp_2m(SCHEDULE, 3).rows()[0]
-    state = ddpm.State(x, x, (x,))
+    state = samplers.State(x, x, (x,))
     found = ddpm.advance(row, state, y.astype(np.float64), lincomb=NumPy().lincomb)
     np.testing.assert_array_equal(
         found.point, ddpm.advance(row, state, y, lincomb=NumPy().lincomb).point
@@ -109,7 +117,7 @@ def test_torch_compile_is_one_graph(solver, kind):
             return sampler.rows()[i]
         at = i if kind == "arrays" else torch.tensor([i, 0, i, 1])
         level, *columns = (tuple(c[at] for c in part) for part in table)
-        return ddpm.Row(ddpm.Level(*level), *columns)
+        return samplers.Row(ddpm.Level(*level), *columns)
 
     torch.compiler.reset()
     with warnings.catch_warnings():
@@ -117,7 +125,7 @@ def test_torch_compile_is_one_graph(solver, kind):
         warnings.filterwarnings("ignore", message=".*lru_cache")  # of array_api_compat's
         compiled = torch.compile(ddpm.advance, fullgraph=True, backend="aot_eager")
         for i in (0, 2):
-            state = ddpm.State(x, x + 1, (m,) * len(sampler.start(x).memory))
+            state = samplers.State(x, x + 1, (m,) * len(sampler.start(x).memory))
             found, expected = compiled(row(i), state, y, z), ddpm.advance(row(i), state, y, z)
             for a, b in zip(
                 (*found[:2], *found.memory), (*expected[:2], *expected.memory), strict=True

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import ddpm_core as ddpm
+from ddpm_core import levels, likelihood
 from ddpm_core.likelihood import central_difference, dop853, heun
 from ddpm_core.testing import strategies
 
@@ -263,11 +264,11 @@ def test_dequantised_stays_in_its_bin(k, u, bins):
     """x_0 + (2 u - 1) h lies within h of the grey value, so that bins tile, and is even in it."""
     h, k = 1 / (bins - 1), k % bins
     x_0 = np.array([[2 * k * h - 1]])
-    y = ddpm.dequantised(x_0, np.array([[u]]), bins)[0, 0]
+    y = likelihood.dequantised(x_0, np.array([[u]]), bins)[0, 0]
     assert x_0[0, 0] - h - 4 * EPS <= y <= x_0[0, 0] + h + 4 * EPS
     assert (y + 1 + h) / (2 * h) == pytest.approx(k + u, abs=8 * EPS * bins)
     if bins == 256:
-        assert y == ddpm.dequantised(x_0, np.array([[u]]))[0, 0]
+        assert y == likelihood.dequantised(x_0, np.array([[u]]))[0, 0]
 
 
 @given(m=st.floats(-1.5, 1.5), log_s=st.floats(-4, 1), k=st.integers(0, 16))
@@ -276,7 +277,7 @@ def test_dequantised_density_bounds_the_mass(m, log_s, k):
     bins, s = 17, math.exp(log_s)
     nodes, weights = np.polynomial.legendre.leggauss(40)
     u, x_0 = (nodes[:, None] + 1) / 2, np.full((40, 1), 2 * k / 16 - 1)
-    nats = -weights @ stats.norm.logpdf(ddpm.dequantised(x_0, u, bins), m, s) / 2
+    nats = -weights @ stats.norm.logpdf(likelihood.dequantised(x_0, u, bins), m, s) / 2
     bits = ddpm.bits_per_dim(nats, 1, bins).mean
     low, high = (2 * k - 1) / 16 - 1, (2 * k + 1) / 16 - 1
     side = 1 if low + high < 2 * m else -1  # of two tails, take the one that does not cancel
@@ -298,7 +299,7 @@ def test_dequantised_density_bounds_the_mass(m, log_s, k):
         (VP(0.0), None),
         (VP(0.5), VP(0.4)),
         (VP(0.5), VP(0.5)),
-        (VP(0.5), ddpm.from_logsnr(-math.inf, 1.0)),
+        (VP(0.5), levels.from_logsnr(-math.inf, 1.0)),
     ],
     ids=["clean", "swapped", "same", "no-data"],
 )

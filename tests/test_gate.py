@@ -17,8 +17,8 @@ from array_api_compat import array_namespace, is_numpy_array
 from array_api_extra.testing import lazy_xp_function
 
 import ddpm_core as ddpm
-from ddpm_core import Level
-from ddpm_core.levels import device_of, fit
+from ddpm_core import Level, gaussians, losses, parameterisations, process, samplers, schedules
+from ddpm_core.arrays import device_of, fit
 from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 
 SHAPE = (3, 2, 2)
@@ -105,7 +105,7 @@ def flat(result: Any) -> list[Any]:
 
 # The cases. -------------------------------------------------------------------------------------
 
-CUSTOM = {"mu": ddpm.mu(SCHEDULE)}
+CUSTOM = {"mu": parameterisations.mu(SCHEDULE)}
 TARGETS = {f.__name__: f for f in (ddpm.x0, ddpm.eps, ddpm.v, ddpm.score, ddpm.flow)} | CUSTOM
 
 
@@ -145,15 +145,18 @@ class Case(NamedTuple):
 CASES: dict[str, Case] = {
     "q_sample": Case(lambda x, y, z, t, s: ddpm.q_sample(x, y, t), 4),
     "q_sample clean": Case(lambda x, y, z, t, s: ddpm.q_sample(x, y, CLEAN), 4),
-    "q_marginal": Case(lambda x, y, z, t, s: fitted(ddpm.q_marginal(x, t)), 4),
-    "q_step": Case(lambda x, y, z, t, s: ddpm.q_step(x, y, s, t), 8),
+    "q_marginal": Case(lambda x, y, z, t, s: fitted(process.q_marginal(x, t)), 4),
+    "q_step": Case(lambda x, y, z, t, s: ddpm.q_step(x, y, t, s), 8),
     "q_posterior": Case(lambda x, y, z, t, s: fitted(ddpm.q_posterior(x, y, t, s)), 8),
     "q_posterior clean": Case(lambda x, y, z, t, s: fitted(ddpm.q_posterior(x, y, t, CLEAN)), 8),
     "small": Case(lambda x, y, z, t, s: on_batch(ddpm.small(t, s), x), 8),
     "large": Case(lambda x, y, z, t, s: on_batch(ddpm.large(t, s), x), 8),
-    "tau": Case(lambda x, y, z, t, s: on_batch(ddpm.tau(t, s), x), 8),
-    "log_prob": Case(lambda x, y, z, t, s: ddpm.log_prob(ddpm.q_marginal(x, t), y), 8),
-    "kl": Case(lambda x, y, z, t, s: ddpm.kl(ddpm.q_marginal(x, t), ddpm.q_marginal(y, t)), 8),
+    "tau": Case(lambda x, y, z, t, s: on_batch(ddpm.levels.tau(t, s), x), 8),
+    "log_prob": Case(lambda x, y, z, t, s: gaussians.log_prob(process.q_marginal(x, t), y), 8),
+    "kl": Case(
+        lambda x, y, z, t, s: ddpm.kl(process.q_marginal(x, t), process.q_marginal(y, t)),
+        8,
+    ),
     "predictor": Case(lambda x, y, z, t, s: PREDICT(x, t), 8),
     "predictor learned": Case(
         lambda x, y, z, t, s: ddpm.Predictor(net_of_two, SCHEDULE, variance=True).both(x, t), 8
@@ -186,10 +189,10 @@ CASES: dict[str, Case] = {
     "dataset": Case(lambda x, y, z, t, s: DATASET(x, t), 8),
     "dataset log_prob": Case(lambda x, y, z, t, s: DATASET.log_prob(x, t), 8),
     "loss denoiser": Case(lambda x, y, z, t, s: ddpm.loss(DATASET, x, y, t), 8),
-    "loss p2": Case(lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, ddpm.p2()), 8),
+    "loss p2": Case(lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, losses.p2()), 8),
     "loss min_snr": Case(lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, ddpm.min_snr()), 8),
     "loss native": Case(
-        lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, ddpm.native(ddpm.eps)), 8
+        lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, losses.native(ddpm.eps)), 8
     ),
 }
 for name, predicts in TARGETS.items():
@@ -244,7 +247,7 @@ SCHEDULES = {
     "cosine": ddpm.cosine(50),
     "zero-terminal": ddpm.zero_terminal_snr(SCHEDULE),
     "vp": ddpm.VP(),
-    "linear log-SNR": ddpm.LinearLogSNR(),
+    "linear log-SNR": schedules.LinearLogSNR(),
 }
 
 
@@ -303,11 +306,13 @@ def thunk(z: tuple[Any, ...]) -> Callable[[int, tuple[int, ...]], Any]:
     return lambda step, shape: z[step - 1]
 
 
-def rows_on_device(sampler: ddpm.Sampler, x: Any, index: Callable[[Any], Any]) -> ddpm.Row:
+def rows_on_device(sampler: ddpm.Sampler, x: Any, index: Callable[[Any], Any]) -> samplers.Row:
     """Rows of a sampler beside x, each number c of them as index(c)."""
     xp = array_namespace(x)
     rows = sampler.rows_as(xp, x.dtype, device_of(xp, x).get("device"))
-    return ddpm.Row(Level(*map(index, rows.level)), *(tuple(map(index, part)) for part in rows[1:]))
+    return samplers.Row(
+        Level(*map(index, rows.level)), *(tuple(map(index, part)) for part in rows[1:])
+    )
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
@@ -360,7 +365,9 @@ def test_each_sample_at_its_own_row(lib: Any) -> None:
     def case(x: Any, y: Any, m: Any, z: Any) -> Any:
         if is_numpy_array(x) and x.dtype == np.float64:
             rows = [sampler.rows()[i] for i in steps]
-            states = [ddpm.State(a, a, (b,)) for a, b in zip(x[:, None], m[:, None], strict=True)]
+            states = [
+                samplers.State(a, a, (b,)) for a, b in zip(x[:, None], m[:, None], strict=True)
+            ]
             ends = [ddpm.advance(*args) for args in zip(rows, states, y[:, None], strict=True)]
             return np.concatenate([end.point for end in ends])
 
@@ -368,7 +375,9 @@ def test_each_sample_at_its_own_row(lib: Any) -> None:
             xp = array_namespace(c)
             return xp.take(c, xp.asarray(steps, **device_of(xp, c)), axis=0)
 
-        return ddpm.advance(rows_on_device(sampler, x, index), ddpm.State(x, x, (m,)), y, z).point
+        return ddpm.advance(
+            rows_on_device(sampler, x, index), samplers.State(x, x, (m,)), y, z
+        ).point
 
     agree(lib, case, inputs(4), c=8)
 
@@ -434,10 +443,10 @@ def test_half(lib: Any, half: str, name: str, kind: str) -> None:
 def test_advance_of_halves_is_in_float32(lib: Any, half: str) -> None:
     """1000 x - 999 y = 100 at x = y = 100, though 1000 x is no float16."""
     level = SCHEDULE(500)
-    row = ddpm.Row(level, (1000.0, -999.0), (0.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 0.0))
+    row = samplers.Row(level, (1000.0, -999.0), (0.0, 0.0, 1.0, 0.0), (0.0, 1.0, 0.0, 0.0))
     agree(
         lib,
-        lambda x: ddpm.advance(row, ddpm.State(x, x, ()), x).point,
+        lambda x: ddpm.advance(row, samplers.State(x, x, ()), x).point,
         [np.full(SHAPE, 100.0)],
         c=0,
         dtype=half,
@@ -492,13 +501,13 @@ def foreign(lib: Any, *, host: bool) -> Any:
 T, S = ONE
 MIXED: dict[str, Callable[[Any, Any], Any]] = {
     "q_sample": lambda x, y: ddpm.q_sample(x, y, T),
-    "q_step": lambda x, y: ddpm.q_step(x, y, S, T),
+    "q_step": lambda x, y: ddpm.q_step(x, y, T, S),
     "q_posterior": lambda x, y: ddpm.q_posterior(x, y, T, S),
     "target": lambda x, y: ddpm.target(x, y, T, ddpm.v),
     "to_x0": lambda x, y: ddpm.to_x0(x, y, T, ddpm.v),
     "to_eps": lambda x, y: ddpm.to_eps(x, y, T, ddpm.v),
     "convert": lambda x, y: ddpm.convert(x, y, T, ddpm.v, ddpm.eps),
-    "log_prob": lambda x, y: ddpm.log_prob(ddpm.Gaussian(x, 1.0), y),
+    "log_prob": lambda x, y: gaussians.log_prob(ddpm.Gaussian(x, 1.0), y),
     "kl": lambda x, y: ddpm.kl(ddpm.Gaussian(x, 1.0), ddpm.Gaussian(y, 1.0)),
     "loss": lambda x, y: ddpm.loss(DATASET, x, y, T),
     "loss of a network": lambda x, y: ddpm.loss(ddpm.Predictor(lambda *_: y, SCHEDULE), x, x, T),
@@ -568,7 +577,7 @@ def test_torch_compiles_one_graph(lib: Any) -> None:
 
     row = SAMPLERS["dpmpp_2m"].rows()[1]
     cases = {
-        "advance": lambda x, y, m: ddpm.advance(row, ddpm.State(x, x, (m,)), y).point,
+        "advance": lambda x, y, m: ddpm.advance(row, samplers.State(x, x, (m,)), y).point,
         "q_posterior": lambda x, y, m: fitted(ddpm.q_posterior(x, y, T, S)),
     }
     for case in cases.values():

@@ -10,9 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from ddpm_core import Gaussian, kl, linear, log_prob, q_marginal, small
-from ddpm_core.gaussians import mean_of_sample, sum_of_sample
-from ddpm_core.levels import fit
+from ddpm_core import Gaussian, kl, linear, small
+from ddpm_core.arrays import fit
+from ddpm_core.gaussians import log_prob, mean_of_sample, sum_of_sample
+from ddpm_core.process import q_marginal
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -56,7 +57,7 @@ def test_log_prob_is_scipys(pair):
 def test_density_of_a_draw(gaussian, seed):
     """log N(mean + sqrt(var) z) = -½ Σ (z² + log 2π var): `sample` is of what `log_prob` says."""
     z = np.random.default_rng(seed).standard_normal(gaussian.mean.shape)
-    x = gaussian.draw(z)
+    x = gaussian.reparameterise(z)
     var = np.broadcast_to(fit(gaussian.var, x), x.shape)
     axes = tuple(range(1, x.ndim))
     wanted = -0.5 * (z**2 + np.log(2 * np.pi * var)).sum(axes)

@@ -7,19 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_core import (
-    VP,
-    Discrete,
-    LinearLogSNR,
-    karras,
-    leading,
-    linear,
-    linspace,
-    log_snr,
-    trailing,
-    zero_terminal_snr,
-)
-from ddpm_core.grids import quadratic
+from ddpm_core import VP, linear, zero_terminal_snr
+from ddpm_core.grids import karras, leading, linspace, log_snr, quad, trailing
+from ddpm_core.schedules import Discrete, LinearLogSNR
 from ddpm_core.testing import strategies
 
 #: (schedule, every number of steps): all small ones, and the T of the papers.
@@ -146,7 +136,7 @@ def test_no_steps_of_continuous_time(steps):
 
 # Fractional grids. ------------------------------------------------------------------------------
 
-FRACTIONAL = [quadratic, karras, log_snr]
+FRACTIONAL = [quad, karras, log_snr]
 fractional = pytest.mark.parametrize("grid", FRACTIONAL)
 
 
@@ -186,7 +176,7 @@ def test_fractional_grids_are_even_in_their_coordinate(schedule):
     last = {"Discrete": 1.0, "VP": 1e-3, "LinearLogSNR": 0.0}[type(schedule).__name__]
     for steps in (2, 5, 40):
         for grid, coordinate in [
-            (quadratic, lambda t: np.sqrt(t.time - last)),
+            (quad, lambda t: np.sqrt(t.time - last)),
             (log_snr, lambda t: t.logsnr),
             (karras, lambda t: k(t, 7)),
             (lambda *a: karras(*a, rho=2.5), lambda t: k(t, 2.5)),
@@ -209,12 +199,12 @@ def test_karras_is_equation_5():
 
 
 def test_no_log_snr_without_data():
-    """At alpha = 0 k is infinite: an error that says so; quadratic does without."""
+    """At alpha = 0 k is infinite: an error that says so; quad does without."""
     schedule = zero_terminal_snr(linear())
     for grid in (karras, log_snr):
         with pytest.raises(ValueError, match=rf"{grid.__name__} needs a finite log-SNR"):
             grid(schedule, 10)
-    assert quadratic(schedule, 10)[0] == 1000
+    assert quad(schedule, 10)[0] == 1000
     with pytest.raises(ValueError, match="rho must be above 0, but is 0"):
         karras(linear(), 10, rho=0)
 

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-import ddpm_core as ddpm
-from ddpm_core.importance import Losses, probabilities
+from ddpm_core import schedules
+from ddpm_core.schedules import Losses, probabilities
 
 EPS = np.finfo(np.float64).eps
 uniforms = st.sampled_from([1e-6, 1e-3, 0.1, 1.0])
@@ -33,7 +33,7 @@ def histories(draw, warm: bool | None = None):
 
 def state_of(history) -> Losses:
     T, K, times, losses = history
-    return ddpm.recorded(ddpm.no_losses(T, K), times, losses)
+    return schedules.recorded(schedules.no_losses(T, K), times, losses)
 
 
 def rms_of_last(history) -> np.ndarray:
@@ -63,17 +63,17 @@ def test_uniform_until_each_time_has_its_losses(history, uniform):
     full = (T, K, np.append(times, short), np.append(losses, np.arange(1.0, len(short) + 1)))
     size = rms_of_last(full)
     expected = (1 - uniform) * size / size.sum() + uniform / T
-    state = ddpm.recorded(state, short, np.arange(1.0, len(short) + 1))
+    state = schedules.recorded(state, short, np.arange(1.0, len(short) + 1))
     np.testing.assert_allclose(probabilities(state, uniform), expected, rtol=64 * EPS)
 
 
 def test_no_loss_at_all():
     """Losses that are all 0 say nothing of where to look: every time is as likely."""
-    state = ddpm.recorded(ddpm.no_losses(3, 1), [1, 2, 3], [0.0, 0.0, 0.0])
+    state = schedules.recorded(schedules.no_losses(3, 1), [1, 2, 3], [0.0, 0.0, 0.0])
     np.testing.assert_array_equal(probabilities(state), np.full(3, 1 / 3))
     # One time's own 0 leaves it its share of the uniform part, by the default of 0.001.
-    state = ddpm.recorded(state, [2], [5.0])
-    times, weights = ddpm.draw_important(state, [0.0, 0.5, 1 - EPS])
+    state = schedules.recorded(state, [2], [5.0])
+    times, weights = schedules.draw_important(state, [0.0, 0.5, 1 - EPS])
     np.testing.assert_array_equal(times, [1, 2, 3])
     np.testing.assert_allclose(weights, [1e3, 1 / (3 * (1 - 2e-3 / 3)), 1e3], rtol=64 * EPS)
 
@@ -84,7 +84,7 @@ def test_weighted_mean_is_the_mean(history, uniform):
     state = state_of(history)
     p = probabilities(state, uniform)
     middles = np.cumsum(p) - p / 2
-    times, weights = ddpm.draw_important(state, middles, uniform)
+    times, weights = schedules.draw_important(state, middles, uniform)
     np.testing.assert_array_equal(times, np.arange(1, len(p) + 1))
     np.testing.assert_allclose(weights * p, 1 / len(p), rtol=64 * EPS)
     losses = np.arange(1.0, len(p) + 1) ** 2
@@ -96,17 +96,17 @@ def test_draws_follow_p(history, uniform):
     """Of n even u, each time takes its share of n, to one; u = 0 and the last u have a time."""
     state, n = state_of(history), 500
     p = probabilities(state, uniform)
-    times, weights = ddpm.draw_important(state, (np.arange(n) + 0.5) / n, uniform)
+    times, weights = schedules.draw_important(state, (np.arange(n) + 0.5) / n, uniform)
     counts = np.bincount(times, minlength=len(p) + 1)[1:]
     assert np.all(np.abs(counts - n * p) <= 1)
     np.testing.assert_allclose(weights, 1 / (len(p) * p[times - 1]), rtol=64 * EPS)
-    ends, _ = ddpm.draw_important(state, [0.0, 1 - EPS / 2], uniform)
+    ends, _ = schedules.draw_important(state, [0.0, 1 - EPS / 2], uniform)
     np.testing.assert_array_equal(ends, [1, len(p)])
 
 
 def test_shares_are_half_open():
     """u at the very end of one time's share is the next time's: [0, 1/4) is the first of four."""
-    times, _ = ddpm.draw_important(ddpm.no_losses(4), [0.0, 0.25, 0.5, 0.75])
+    times, _ = schedules.draw_important(schedules.no_losses(4), [0.0, 0.25, 0.5, 0.75])
     np.testing.assert_array_equal(times, [1, 2, 3, 4])
 
 
@@ -115,10 +115,10 @@ def test_batches_do_not_matter(history, part):
     """Two recordings of the parts of a batch are one of the whole, and leave no trace behind."""
     T, K, times, losses = history
     i = round(part * len(times))
-    start = ddpm.no_losses(T, K)
-    first = ddpm.recorded(start, times[:i], losses[:i])
+    start = schedules.no_losses(T, K)
+    first = schedules.recorded(start, times[:i], losses[:i])
     kept = first.values.copy(), first.count.copy()
-    second = ddpm.recorded(first, times[i:], losses[i:])
+    second = schedules.recorded(first, times[i:], losses[i:])
     whole, again = state_of(history), state_of(history)
     for a, b, c in zip(second, whole, again, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -133,11 +133,11 @@ def test_batches_do_not_matter(history, part):
 
 def test_recorded_takes_read_only_arrays():
     """Neither the state nor what is recorded is written to."""
-    state = ddpm.no_losses(2, 2)
+    state = schedules.no_losses(2, 2)
     times, losses = np.array([1.0, 2.0]), np.array([3.0, 4.0])
     for a in (*state, times, losses):
         a.flags.writeable = False
-    later = ddpm.recorded(state, times, losses)
+    later = schedules.recorded(state, times, losses)
     np.testing.assert_array_equal(later.values, [[3.0, 0.0], [4.0, 0.0]])
 
 
@@ -156,17 +156,17 @@ def test_recorded_takes_read_only_arrays():
 )
 def test_recorded_refuses(times, losses, message):
     with pytest.raises(ValueError, match=message):
-        ddpm.recorded(ddpm.no_losses(3), times, losses)
+        schedules.recorded(schedules.no_losses(3), times, losses)
 
 
 @pytest.mark.parametrize("uniform", [0, -0.1, 1.1, np.nan])
 def test_uniform_refused(uniform):
     """Without a uniform part a time could have probability 0, and its weight no value."""
     with pytest.raises(ValueError, match=r"uniform must lie within \(0, 1\]"):
-        ddpm.draw_important(ddpm.no_losses(3), [0.5], uniform)
+        schedules.draw_important(schedules.no_losses(3), [0.5], uniform)
 
 
 @pytest.mark.parametrize(("T", "K"), [(0, 1), (1, 0)])
 def test_no_losses_refuses(T, K):
     with pytest.raises(ValueError, match=f"T and K must be at least 1, but are {T} and {K}"):
-        ddpm.no_losses(T, K)
+        schedules.no_losses(T, K)

@@ -14,6 +14,7 @@ import pytest
 from scipy.stats import kstest
 
 import ddpm_core as ddpm
+from ddpm_core import samplers
 from ddpm_core.cli.sample import SAMPLERS
 from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 
@@ -434,7 +435,7 @@ def test_compiled_once():
     assert len(net.traced) > made[0]  # it does count
 
 
-@pytest.mark.parametrize("solver", [ddpm.ancestral, ddpm.dpmpp_3m])
+@pytest.mark.parametrize("solver", [ddpm.ancestral, samplers.dpmpp_3m])
 def test_program_does_not_grow(solver, predict):
     """10 and 100 steps are programs of one length; what differs is the length of the table."""
     noise = noises()[1]
@@ -462,7 +463,7 @@ def test_weights_of_a_checkpoint_are_arguments():
     """As above, of what `Checkpoint.predictor` makes."""
     for scale in (1.0, 0.25):
         checkpoint = ddpm.Checkpoint(PARAMS, CONFIG, SCHEDULE, SHAPE[2:], timestep_scale=scale)
-        leaves = jax.tree.leaves(ddpm.clip(checkpoint.predictor(JAX())))
+        leaves = jax.tree.leaves(ddpm.clip(checkpoint.predictor(JAX().network)))
         assert {leaf.shape for leaf in leaves} == {p.shape for p in PARAMS.values()}
         assert len(leaves) == len(PARAMS)
 

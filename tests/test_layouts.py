@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
+from ddpm_core import schedules
+from ddpm_core.checkpoints import layouts, load, save, save_diffusers
 from ddpm_core.cli.app import run
-from ddpm_core.nn import UNetConfig, layouts, parameter_shapes
-from ddpm_core.nn.checkpoints import load, save, save_diffusers
+from ddpm_core.nn import UNetConfig, parameter_shapes
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -292,7 +293,7 @@ def test_improved_diffusion(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
     assert (checkpoint.size, checkpoint.schedule.T) == ((32, 32), 4000)
     assert checkpoint.timestep_scale == 0.25
-    assert checkpoint.predictor(ddpm.backend("numpy")).variance
+    assert checkpoint.predictor(ddpm.backend("numpy").network).variance
 
 
 @pytest.mark.parametrize("width", [64, 192])
@@ -329,7 +330,7 @@ def test_rescaled_timesteps():
             return lambda x, timestep, y: told.append(float(timestep[0])) or x
 
     checkpoint = ddpm.Checkpoint({}, UNetConfig(), ddpm.cosine(4000), (4, 4), timestep_scale=0.25)
-    checkpoint.predictor(Told())(np.zeros((1, 3, 4, 4)), checkpoint.schedule(4000.0))
+    checkpoint.predictor(Told().network)(np.zeros((1, 3, 4, 4)), checkpoint.schedule(4000.0))
     assert told == [999.75]
 
 
@@ -361,7 +362,7 @@ def test_pesser(tmp_path):
         ("DDPMScheduler", {}, ddpm.linear()),
         ("DDIMScheduler", {"beta_schedule": "scaled_linear"}, None),
         ("DDPMScheduler", {"beta_schedule": "squaredcos_cap_v2"}, ddpm.cosine()),
-        ("DDPMScheduler", {"beta_schedule": "sigmoid"}, ddpm.beta_sigmoid()),
+        ("DDPMScheduler", {"beta_schedule": "sigmoid"}, schedules.beta_sigmoid()),
         ("DDPMScheduler", {"trained_betas": [0.1, 0.2, 0.3], "num_train_timesteps": 3}, None),
         ("DDIMScheduler", {"rescale_betas_zero_snr": True}, None),
     ],

@@ -10,16 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_core import Level, fit, from_logsnr, linear, tau
-from ddpm_core.levels import (
-    check_pair,
-    combine,
-    level_at,
-    log_sigmoid,
-    logit_of_log,
-    steps_of,
-    widen,
-)
+from ddpm_core import Level, linear
+from ddpm_core.arrays import check_pair, combine, fit, log_sigmoid, logit_of_log, widen
+from ddpm_core.levels import from_logsnr, steps_of, tau
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -169,8 +162,8 @@ def test_steps_are_pairs_of_neighbours():
     levels = linear()(np.asarray([1000.0, 400.0, 7.0, 0.0]))
     t, s = steps_of(levels)
     for i in range(3):
-        assert level_at(t, i) == level_at(levels, i)
-        assert level_at(s, i) == level_at(levels, i + 1)
+        assert t.take(i) == levels.take(i)
+        assert s.take(i) == levels.take(i + 1)
     assert len(t.sigma) == len(s.sigma) == 3
 
 

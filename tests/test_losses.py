@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
+from ddpm_core import losses, parameterisations
 from ddpm_core.levels import from_logsnr
 from ddpm_core.testing import strategies
 
@@ -23,7 +24,7 @@ X_0, NOISE = (grid.reshape(-1, 1) for grid in np.meshgrid(_nodes, _nodes))
 WEIGHTS = np.outer(_weights, _weights).ravel() / (2 * np.pi)
 
 
-def network(y: np.ndarray, predicts: ddpm.Parameterisation) -> ddpm.Predictor:
+def network(y: np.ndarray, predicts: parameterisations.Parameterisation) -> ddpm.Predictor:
     """A network that says y, whatever it is asked."""
     return ddpm.Predictor(lambda x, time: y, schedule, predicts)
 
@@ -64,7 +65,8 @@ def test_orthogonality(t, c, k, b):
 
 
 @pytest.mark.parametrize(
-    "weight", [ddpm.simple, ddpm.min_snr(), ddpm.min_snr(1.0), ddpm.p2(), ddpm.native(ddpm.v)]
+    "weight",
+    [ddpm.simple, ddpm.min_snr(), ddpm.min_snr(1.0), losses.p2(), losses.native(ddpm.v)],
 )
 @given(t=levels, arrays=strategies.normals((3, 2, 4), count=3))
 def test_weights_do_not_depend_on_the_target(weight, t, arrays):
@@ -102,7 +104,7 @@ def test_p2_per_target(t, g, k, arrays):
     """1 / (k + SNR)^γ of the squared error of eps (Choi et al. 2022, Eq. 8)."""
     x_0, eps, y = arrays
     expected = (k + np.exp(t.logsnr)) ** -g * mean_square(eps - y)
-    actual = ddpm.loss(network(y, ddpm.eps), x_0, eps, t, ddpm.p2(g, k))
+    actual = ddpm.loss(network(y, ddpm.eps), x_0, eps, t, losses.p2(g, k))
     np.testing.assert_allclose(actual, expected, rtol=64 * EPS * (1 + abs(t.logsnr)))
 
 
@@ -118,7 +120,7 @@ def test_native_is_plain(predicts, t, arrays):
         ddpm.score: -(ddpm.q_sample(x_0, eps, t) - t.alpha * x_0) / t.sigma**2,
         ddpm.flow: eps - x_0,
     }[predicts]
-    actual = ddpm.loss(network(y, predicts), x_0, eps, t, ddpm.native(predicts))
+    actual = ddpm.loss(network(y, predicts), x_0, eps, t, losses.native(predicts))
     # The typed score takes x_t apart again, losing α |x_0| / σ of eps.
     size = (1 + np.abs(typed).max() + np.abs(y).max()) ** 2 * (1 + t.alpha / t.sigma)
     rtol = 128 * EPS * (1 + t.alpha / t.sigma)
@@ -144,9 +146,9 @@ def test_without_signal(arrays):
     zero = ddpm.zero_terminal_snr(ddpm.linear())
     predict = ddpm.Predictor(lambda x, time: y, zero, ddpm.v)
     t = zero(1000)
-    native = ddpm.loss(predict, x_0, eps, t, ddpm.native(ddpm.v))
+    native = ddpm.loss(predict, x_0, eps, t, losses.native(ddpm.v))
     np.testing.assert_allclose(native, mean_square(x_0 + y), rtol=16 * EPS)
-    for weight in (ddpm.simple, ddpm.min_snr(), ddpm.p2()):
+    for weight in (ddpm.simple, ddpm.min_snr(), losses.p2()):
         np.testing.assert_array_equal(ddpm.loss(predict, x_0, eps, t, weight), np.zeros(3))
 
 
@@ -155,7 +157,12 @@ def test_levels_per_sample(logsnrs, x):
     """A level per sample weighs each sample as that level alone does."""
     x_0, eps, y = x
     t = schedule.at(np.array(logsnrs))
-    for weight in (ddpm.simple, ddpm.min_snr(), ddpm.p2(0.5, 2.0), ddpm.native(ddpm.v)):
+    for weight in (
+        ddpm.simple,
+        ddpm.min_snr(),
+        losses.p2(0.5, 2.0),
+        losses.native(ddpm.v),
+    ):
         together = ddpm.loss(network(y, ddpm.v), x_0, eps, t, weight)
         for i, logsnr in enumerate(logsnrs):
             one = [a[i : i + 1] for a in (x_0, eps)]
@@ -179,7 +186,7 @@ def test_weights_refuse():
     with pytest.raises(ValueError, match="gamma must be positive, but is 0"):
         ddpm.min_snr(0)
     with pytest.raises(ValueError, match=r"they are 1\.0 and 0"):
-        ddpm.p2(k=0)
+        losses.p2(k=0)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])

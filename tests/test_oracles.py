@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 from scipy.stats import multivariate_normal, special_ortho_group
 
 import ddpm_core as ddpm
+from ddpm_core import gaussians, process
 from ddpm_core.levels import Level, from_logsnr
 
 EPS = np.finfo(np.float64).eps
@@ -125,11 +126,11 @@ def test_gaussian_reverse_is_bayes(rng, pair):
     (t, s), oracle = pair, diagonal(rng)
     x_t, x_s = rng.standard_normal((2, 4, 3))
     forward = ddpm.Gaussian(t.alpha / s.alpha * x_s, ddpm.large(t, s))
-    left = ddpm.log_prob(oracle.reverse(x_t, t, s), x_s) + oracle.log_prob(x_t, t)
-    right = ddpm.log_prob(forward, x_t) + oracle.log_prob(x_s, s)
+    left = gaussians.log_prob(oracle.reverse(x_t, t, s), x_s) + oracle.log_prob(x_t, t)
+    right = gaussians.log_prob(forward, x_t) + oracle.log_prob(x_s, s)
     # Squares over variances of τ cancel on both sides; each term rounds to EPS of its size.
     scale = np.abs(left) + np.abs(right) + 1
-    assert np.all(np.abs(left - right) <= 256 * EPS * scale / ddpm.tau(t, s))
+    assert np.all(np.abs(left - right) <= 256 * EPS * scale / ddpm.levels.tau(t, s))
 
 
 @given(rng=seeds, pair=pairs)
@@ -231,9 +232,9 @@ def test_mixture_reverse_is_bayes(rng, pair):
     backward = logsumexp(log_w - 0.5 * z.sum(-1), axis=1)
     forward = ddpm.Gaussian(t.alpha / s.alpha * x_s, ddpm.large(t, s))
     left = backward + oracle.log_prob(x_t, t)
-    right = ddpm.log_prob(forward, x_t) + oracle.log_prob(x_s, s)
+    right = gaussians.log_prob(forward, x_t) + oracle.log_prob(x_s, s)
     scale = np.abs(left) + np.abs(right) + 1
-    assert np.all(np.abs(left - right) <= 256 * EPS * scale / ddpm.tau(t, s))
+    assert np.all(np.abs(left - right) <= 256 * EPS * scale / ddpm.levels.tau(t, s))
 
 
 @given(rng=seeds, t=levels)
@@ -311,7 +312,7 @@ def test_dataset_minimises_the_risk(rng, t):
     """Σ p(x_i | x_t) ‖x_i - d‖² = its value at the oracle + ‖d - oracle‖², for every d."""
     oracle, x_t, d = dataset(rng), *rng.standard_normal((2, 1, 3))
     points = oracle.means
-    evidence = ddpm.log_prob(ddpm.q_marginal(points, t), np.broadcast_to(x_t, points.shape))
+    evidence = gaussians.log_prob(process.q_marginal(points, t), np.broadcast_to(x_t, points.shape))
     p = np.exp(evidence - logsumexp(evidence))
     risk = lambda d: p @ ((points - d) ** 2).sum(-1)
     best = oracle(x_t, t)

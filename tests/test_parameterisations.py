@@ -14,12 +14,7 @@ from ddpm_core import (
     convert,
     eps,
     flow,
-    from_logsnr,
     linear,
-    log_prob,
-    mu,
-    native,
-    q_marginal,
     q_posterior,
     q_sample,
     score,
@@ -30,7 +25,11 @@ from ddpm_core import (
     v,
     x0,
 )
-from ddpm_core.parameterisations import NAMED, determinant, reading
+from ddpm_core.gaussians import log_prob
+from ddpm_core.levels import from_logsnr
+from ddpm_core.losses import native
+from ddpm_core.parameterisations import NAMED, determinant, mu, reading
+from ddpm_core.process import q_marginal
 
 EPS = np.finfo(np.float64).eps
 SCHEDULE = linear()

@@ -13,20 +13,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
+from ddpm_core import grids, samplers, schedules
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
 LINEAR = ddpm.linear()
 SCHEDULES = strategies.schedules().filter(lambda s: getattr(s, "T", 2) > 1)
-GRIDS = [ddpm.trailing, ddpm.leading, ddpm.linspace]
+GRIDS = [grids.trailing, grids.leading, grids.linspace]
 NAMED = [
     LINEAR,
-    ddpm.quadratic(),
-    ddpm.scaled_linear(),
+    schedules.quadratic(),
+    schedules.scaled_linear(),
     ddpm.cosine(),
     ddpm.cosine(4000),
-    ddpm.beta_sigmoid(),
-    ddpm.alphabar_sigmoid(),
+    schedules.beta_sigmoid(),
+    schedules.alphabar_sigmoid(),
     ddpm.zero_terminal_snr(LINEAR),
 ]
 SOLVERS = [
@@ -46,7 +47,7 @@ def test_trailing_length(T):
     """S steps are S calls at integer times from T down (diffusers: a float range makes S + 1)."""
     schedule = ddpm.from_betas(np.full(T, 0.01))
     for steps in range(1, T + 1):
-        times = ddpm.trailing(schedule, steps)
+        times = grids.trailing(schedule, steps)
         assert len(times) == steps + 1
         assert (times[0], times[-1]) == (T, 0)
         assert np.all(np.diff(times) <= -1)
@@ -105,9 +106,9 @@ def test_forward_steps_compose(schedule, data):
     """q(x_t | x_s) of q(x_s | x_0) is q(x_t | x_0) (diffusers, RePaint: forward by other betas)."""
     t, s = data.draw(strategies.levels(schedule, 2))
     one, zero = np.ones((1, 1)), np.zeros((1, 1))
-    gain = ddpm.q_step(ddpm.q_sample(one, zero, s), zero, s, t)
-    first = ddpm.q_step(ddpm.q_sample(zero, one, s), zero, s, t)
-    second = ddpm.q_step(zero, one, s, t)
+    gain = ddpm.q_step(ddpm.q_sample(one, zero, s), zero, t, s)
+    first = ddpm.q_step(ddpm.q_sample(zero, one, s), zero, t, s)
+    second = ddpm.q_step(zero, one, t, s)
     assert gain.item() == pytest.approx(t.alpha, rel=8 * EPS)
     # τ comes from a difference of log-SNR, of whose size it keeps EPS.
     size = 1 + abs(t.logsnr) + abs(s.logsnr)
@@ -133,7 +134,7 @@ def test_clip_derives_eps_again(times, x):
     x_t, y = x
     row = ddpm.ddim(LINEAR, 1, times=[j, i]).rows()[0]
     x_0 = ddpm.clip(lambda x, t: 4 * y)(x_t, t)
-    x_s = ddpm.advance(row, ddpm.State(x_t, x_t, ()), x_0).point
+    x_s = ddpm.advance(row, samplers.State(x_t, x_t, ()), x_0).point
     eps = (x_s - s.alpha * x_0) / s.sigma  # what went on
     np.testing.assert_allclose(t.alpha * x_0 + t.sigma * eps, x_t, atol=64 * EPS / s.sigma)
 

@@ -15,21 +15,18 @@ from ddpm_core import (
     GaussianOracle,
     Level,
     from_betas,
-    from_logsnr,
     large,
     linear,
-    log_prob,
-    mu,
-    q_marginal,
     q_posterior,
     q_sample,
     q_step,
     small,
-    tau,
     to_x0,
 )
-from ddpm_core.gaussians import sum_of_sample
-from ddpm_core.process import posterior_row
+from ddpm_core.gaussians import log_prob, sum_of_sample
+from ddpm_core.levels import from_logsnr, tau
+from ddpm_core.parameterisations import mu
+from ddpm_core.process import posterior_row, q_marginal
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -57,8 +54,8 @@ def rounding(*levels):
 
 def step_kernel(x_s, s, t):
     """q(x_t | x_s), probed: the mean is the step without noise, the deviation that without data."""
-    deviation = q_step(ZERO, ONE, s, t)[0, 0]
-    return Gaussian(q_step(x_s, 0 * x_s, s, t), deviation**2)
+    deviation = q_step(ZERO, ONE, t, s)[0, 0]
+    return Gaussian(q_step(x_s, 0 * x_s, t, s), deviation**2)
 
 
 # Forward ----------------------------------------------------------------------------------------
@@ -69,7 +66,7 @@ def test_a_draw_is_of_the_marginal(t, seed):
     """`q_sample` is a draw of `q_marginal`: N(α x_0, σ² I) (Ho et al. 2020, Eq. 4)."""
     x_0, eps = np.random.default_rng(seed).standard_normal((2, 3, 4))
     np.testing.assert_allclose(
-        q_sample(x_0, eps, t), q_marginal(x_0, t).draw(eps), rtol=0, atol=16 * EPS
+        q_sample(x_0, eps, t), q_marginal(x_0, t).reparameterise(eps), rtol=0, atol=16 * EPS
     )
 
 
@@ -100,11 +97,11 @@ def test_chapman_kolmogorov(triple):
     """q(x_t | x_s) ∘ q(x_s | x_r) = q(x_t | x_r): means multiply, variances add up."""
     t, s, first = triple
     for r in (first, CLEAN):
-        mean = q_step(q_step(ONE, ZERO, r, s), ZERO, s, t)
-        np.testing.assert_allclose(mean, q_step(ONE, ZERO, r, t), rtol=8 * EPS * rounding(t, s, r))
-        early = q_step(q_step(ZERO, ONE, r, s), ZERO, s, t)[0, 0]
-        late = q_step(ZERO, ONE, s, t)[0, 0]
-        whole = q_step(ZERO, ONE, r, t)[0, 0]
+        mean = q_step(q_step(ONE, ZERO, s, r), ZERO, t, s)
+        np.testing.assert_allclose(mean, q_step(ONE, ZERO, t, r), rtol=8 * EPS * rounding(t, s, r))
+        early = q_step(q_step(ZERO, ONE, s, r), ZERO, t, s)[0, 0]
+        late = q_step(ZERO, ONE, t, s)[0, 0]
+        whole = q_step(ZERO, ONE, t, r)[0, 0]
         assert abs(early**2 + late**2 - whole**2) <= 8 * EPS * rounding(t, s, r)
 
 
@@ -112,7 +109,7 @@ def test_chapman_kolmogorov(triple):
 def test_step_from_clean_data(t, seed):
     """From clean data `q_step` is `q_sample`."""
     x_0, eps = np.random.default_rng(seed).standard_normal((2, 3, 4))
-    np.testing.assert_array_equal(q_step(x_0, eps, CLEAN, t), q_sample(x_0, eps, t))
+    np.testing.assert_array_equal(q_step(x_0, eps, t, CLEAN), q_sample(x_0, eps, t))
 
 
 @given(strategies.betas(max_T=40), st.data())
@@ -137,7 +134,7 @@ def test_bayes(pair, seed):
     t, s = pair
     x_0, eps, z = np.random.default_rng(seed).standard_normal((3, 2, 3))
     x_s = q_sample(x_0, eps, s)
-    x_t = q_step(x_s, z, s, t)
+    x_t = q_step(x_s, z, t, s)
     backward = log_prob(q_posterior(x_0, x_t, t, s), x_s) + log_prob(q_marginal(x_0, t), x_t)
     forward = log_prob(step_kernel(x_s, s, t), x_t) + log_prob(q_marginal(x_0, s), x_s)
     # A residual is off by roundings of x over its own deviation, a variance by those of λ over τ.
@@ -289,9 +286,9 @@ def test_a_level_per_sample(schedule, shape, seed):
     posterior = q_posterior(x, y, t, s)
     kernels = [
         (q_sample(x, y, t), lambda a, b, t, s: q_sample(a, b, t)),
-        (q_step(x, y, s, t), lambda a, b, t, s: q_step(a, b, s, t)),
+        (q_step(x, y, t, s), lambda a, b, t, s: q_step(a, b, t, s)),
         (posterior.mean, lambda a, b, t, s: q_posterior(a, b, t, s).mean),
-        (posterior.draw(x), lambda a, b, t, s: q_posterior(a, b, t, s).draw(a)),
+        (posterior.reparameterise(x), lambda a, b, t, s: q_posterior(a, b, t, s).reparameterise(a)),
         (q_marginal(x, t).mean, lambda a, b, t, s: q_marginal(a, t).mean),
     ]
     for got, kernel in kernels:

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
+from ddpm_core import levels
 from ddpm_core.levels import from_logsnr
 from ddpm_core.testing import strategies
 
@@ -85,7 +86,7 @@ def test_optimal_for_standard_normal_and_for_a_point(pair, x):
         exact = ddpm.Gaussian(exact.mean, exact_var)
         # A mean that is off by EPS |x| costs its square over the variance, at least EPS τ.
         atol = 1e3 * EPS * (1 + (x**2).sum(1)) * (1 + (s.alpha / t.alpha) ** 2)
-        assert np.all(np.abs(ddpm.kl(exact, ours)) <= atol / ddpm.tau(t, s) ** 2)
+        assert np.all(np.abs(ddpm.kl(exact, ours)) <= atol / levels.tau(t, s) ** 2)
 
 
 @given(pair=pairs, x=strategies.normals((2, 3)))

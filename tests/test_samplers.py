@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from scipy.stats import special_ortho_group
 
 import ddpm_core as ddpm
-from ddpm_core.levels import level_at, steps_of
+from ddpm_core import gaussians, samplers
+from ddpm_core.levels import steps_of
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -133,12 +134,12 @@ def test_exact_variance_keeps_gaussians(path, log_c, data):
 
     def exact(t, s):
         V_t, V_s = (u.alpha**2 * c + u.sigma**2 for u in (t, s))
-        return ddpm.tau(t, s) * t.sigma**2 * V_s / V_t
+        return ddpm.levels.tau(t, s) * t.sigma**2 * V_s / V_t
 
     sampler = build(lambda *a, **kw: ddpm.ancestral(*a, exact, **kw), path)
     found = response(sampler, ddpm.GaussianOracle([0.0], c))
-    last = exact(level_at(sampler.levels, -2), level_at(sampler.levels, -1))
-    start = level_at(sampler.levels, 0)
+    last = exact(sampler.levels.take(-2), sampler.levels.take(-1))
+    start = sampler.levels.take(0)
     total = found[0] ** 2 * (start.alpha**2 * c + start.sigma**2) + (found[1:] ** 2).sum() + last
     assert total == pytest.approx(c, rel=512 * EPS * len(found))
 
@@ -188,7 +189,7 @@ def test_marginals_are_kept(solver, path, x_0):
     levels, lost = sampler.levels, 64 * EPS * gain(sampler)
     mean, var = levels.alpha[0] * x_0, levels.sigma[0] ** 2
     for i, row in enumerate(sampler.rows()):
-        t, s = level_at(levels, i), level_at(levels, i + 1)
+        t, s = levels.take(i), levels.take(i + 1)
         mean = row.point[0] * mean + sum(row.point[2:-1]) * x_0  # every reading is x_0
         var = row.point[0] ** 2 * var + row.point[-1] ** 2
         excess = 0.0
@@ -208,7 +209,11 @@ def test_ddim_eta_1_is_ancestral(path):
     one, other = build(lambda *a, **kw: ddpm.ddim(*a, 1.0, **kw), path), build(ddpm.ancestral, path)
     # sqrt(1 - τ) has EPS of 1 below it, and so its root of EPS where τ is 1.
     s, t = steps_of(one.levels)[::-1]
-    size = 1 + np.abs(one.levels.logsnr[:-1, None]) + 1 / np.sqrt(1 - ddpm.tau(t, s) + EPS)[:, None]
+    size = (
+        1
+        + np.abs(one.levels.logsnr[:-1, None])
+        + 1 / np.sqrt(1 - ddpm.levels.tau(t, s) + EPS)[:, None]
+    )
     assert np.all(np.abs(one.point - other.point) <= 16 * EPS * size)
 
 
@@ -327,7 +332,7 @@ def test_trajectory_ends_and_resumes(solver, path, x, data):
     memory = tuple(
         np.zeros_like(x) if i == 0 else steps[i - 1].x_0 for _ in sampler.start(x).memory
     )
-    state = ddpm.State(x if i == 0 else steps[i - 1].x, x, memory)
+    state = samplers.State(x if i == 0 else steps[i - 1].x, x, memory)
     for k, row in enumerate(sampler.rows()[i:], start=i + 1):
         state = ddpm.advance(row, state, TOY(state.point, row.level), draws(2)(k, x.shape))
     np.testing.assert_array_equal(state.point, end)
@@ -374,12 +379,12 @@ def test_rows_per_sample(solver, path, data):
     x, y, z, m = data.draw(strategies.normals((3, 2, 2), count=4))
     table, rows = sampler.rows_as(np, np.float64), sampler.rows()
     at = lambda c: c[which]
-    mixed = ddpm.Row(ddpm.Level(*map(at, table.level)), *(tuple(map(at, c)) for c in table[1:]))
+    mixed = samplers.Row(ddpm.Level(*map(at, table.level)), *(tuple(map(at, c)) for c in table[1:]))
     memory = (m,) * len(sampler.start(x).memory)
-    together = ddpm.advance(mixed, ddpm.State(x, x, memory), y, z)
+    together = ddpm.advance(mixed, samplers.State(x, x, memory), y, z)
     for k, i in enumerate(which):
         one = slice(k, k + 1)
-        state = ddpm.State(x[one], x[one], tuple(a[one] for a in memory))
+        state = samplers.State(x[one], x[one], tuple(a[one] for a in memory))
         alone = ddpm.advance(rows[i], state, y[one], z[one])
         # Sums that leave zeros out are the same sums.
         for a, b in zip(
@@ -434,9 +439,9 @@ def test_half_precision_is_combined_in_float32(solver):
     x, y, z, m = (rng.standard_normal((2, 64)).astype(np.float16) for _ in range(4))
     for row in solver(LINEAR, 4).given(ddpm.eps).rows():
         count = len(row.point) - 4
-        half = ddpm.advance(row, ddpm.State(x, x, (m,) * count), y, z)
+        half = ddpm.advance(row, samplers.State(x, x, (m,) * count), y, z)
         up = [a.astype(np.float32) for a in (x, y, z, m)]
-        single = ddpm.advance(row, ddpm.State(up[0], up[0], (up[3],) * count), up[1], up[2])
+        single = ddpm.advance(row, samplers.State(up[0], up[0], (up[3],) * count), up[1], up[2])
         for a, b in zip((*half[:2], *half.memory), (*single[:2], *single.memory), strict=True):
             np.testing.assert_array_equal(a, b.astype(np.float16), strict=True)
 
@@ -484,10 +489,10 @@ def test_largest_eta(path):
     t, s = steps_of(build(ddpm.ddim, path).levels)
     noisy = s.sigma > 0
     if noisy.any():
-        eta = 1 / np.sqrt(ddpm.tau(t, s)[noisy].max())
+        eta = 1 / np.sqrt(ddpm.levels.tau(t, s)[noisy].max())
         sampler = build(lambda *a, **kw: ddpm.ddim(*a, eta, **kw), path)
         # All of x_s's noise is fresh in the step that allows no more.
-        i = np.flatnonzero(noisy)[ddpm.tau(t, s)[noisy].argmax()]
+        i = np.flatnonzero(noisy)[ddpm.levels.tau(t, s)[noisy].argmax()]
         assert sampler.point[i, -1] == pytest.approx(s.sigma[i], rel=8 * EPS)
 
 
@@ -546,7 +551,7 @@ def test_swapped_levels_are_refused():
     x, t, s = np.zeros((2, 3)), ddpm.linear()(700), ddpm.linear()(350)
     for call in (
         lambda: ddpm.q_posterior(x, x, s, t),
-        lambda: ddpm.q_step(x, x, t, s),
+        lambda: ddpm.q_step(x, x, s, t),
         lambda: ddpm.reverse(lambda x, t: x)(x, s, t),
     ):
         with pytest.raises(ValueError, match=r"s must be cleaner than t, .* are they swapped"):
@@ -554,7 +559,7 @@ def test_swapped_levels_are_refused():
     many = ddpm.linear()(np.array([100.0, 900.0, 700.0]))
     said = rf"log-SNR is {t.logsnr:.6g} at s and {many.logsnr[0]:.6g} at t"
     with pytest.raises(ValueError, match=said):  # the first pair that is
-        ddpm.tau(many, t)
+        ddpm.levels.tau(many, t)
 
 
 def test_state_of_another_sampler_is_refused():
@@ -582,7 +587,7 @@ def test_data_is_real_and_floating(dtype):
         lambda: ddpm.DatasetOracle(np.eye(3))(x, t),
         lambda: ddpm.sample(oracle, ddpm.ddim(ddpm.linear(), 2), x),
         lambda: ddpm.loss(oracle, x, x, t),
-        lambda: ddpm.log_prob(ddpm.Gaussian(x, 1.0), x),
+        lambda: gaussians.log_prob(ddpm.Gaussian(x, 1.0), x),
     ):
         with pytest.raises(TypeError, match=f"has dtype {np.dtype(dtype)}"):
             call()

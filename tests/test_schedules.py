@@ -11,23 +11,18 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ddpm_core import (
-    VP,
+from ddpm_core import VP, cosine, draw, from_betas, large, linear, zero_terminal_snr
+from ddpm_core.arrays import log_sigmoid
+from ddpm_core.levels import steps_of
+from ddpm_core.schedules import (
     Discrete,
     LinearLogSNR,
     alphabar_sigmoid,
     beta_sigmoid,
-    cosine,
-    draw,
     from_alpha_bars,
-    from_betas,
-    large,
-    linear,
     quadratic,
     scaled_linear,
-    zero_terminal_snr,
 )
-from ddpm_core.levels import log_sigmoid, steps_of
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps

@@ -19,8 +19,8 @@ from scipy.integrate import quad
 from scipy.linalg import sqrtm
 
 import ddpm_core as ddpm
-from ddpm_core import grids
-from ddpm_core.levels import Level, level_at
+from ddpm_core import grids, samplers
+from ddpm_core.levels import Level
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -45,7 +45,7 @@ class Path:
         clean = bool(levels.sigma[-1] == 0)
         for name, value in {
             "n": len(self.times) - 1,
-            "t": [Level(*map(float, level_at(levels, i))) for i in range(len(self.times))],
+            "t": [Level(*map(float, levels.take(i))) for i in range(len(self.times))],
             "a": levels.alpha,
             "s": levels.sigma,
             "k": levels.sigma / levels.alpha,
@@ -517,25 +517,25 @@ PAPERS = [
     ("ddim", ddpm.ddim, song_ddim, {}),
     ("ddim eta=0.4", partial(ddpm.ddim, eta=0.4), partial(song_ddim, eta=0.4), {}),
     ("ancestral", ddpm.ancestral, ho_ancestral, {}),
-    ("euler", ddpm.euler, euler, {}),
+    ("euler", samplers.euler, euler, {}),
     ("heun", ddpm.heun, karras_1, {}),
-    ("midpoint", ddpm.midpoint, kdiffusion_midpoint, {}),
-    ("dpm_solver_1", ddpm.dpm_solver_1, partial(lu_multistep_eps, order=1), {}),
-    ("dpm_solver_2", ddpm.dpm_solver_2, lu_single_2, {}),
-    ("dpm_solver_3", ddpm.dpm_solver_3, lu_single_3, {}),
-    ("dpm_solver_2m", ddpm.dpm_solver_2m, lu_multistep_eps, {}),
-    ("dpm_solver_3m", ddpm.dpm_solver_3m, partial(lu_multistep_eps, order=3), {}),
-    ("dpmpp_2s", ddpm.dpmpp_2s, lu_2s, {}),
+    ("midpoint", samplers.midpoint, kdiffusion_midpoint, {}),
+    ("dpm_solver_1", samplers.dpm_solver_1, partial(lu_multistep_eps, order=1), {}),
+    ("dpm_solver_2", samplers.dpm_solver_2, lu_single_2, {}),
+    ("dpm_solver_3", samplers.dpm_solver_3, lu_single_3, {}),
+    ("dpm_solver_2m", samplers.dpm_solver_2m, lu_multistep_eps, {}),
+    ("dpm_solver_3m", samplers.dpm_solver_3m, partial(lu_multistep_eps, order=3), {}),
+    ("dpmpp_2s", samplers.dpmpp_2s, lu_2s, {}),
     ("dpmpp_2m", ddpm.dpmpp_2m, lu_multistep, {}),
-    ("dpmpp_3m", ddpm.dpmpp_3m, partial(lu_multistep, order=3), {}),
-    ("sde_dpmpp_1", ddpm.sde_dpmpp_1, partial(lu_sde, order=1), {}),
-    ("sde_dpmpp_2m", ddpm.sde_dpmpp_2m, lu_sde, {}),
-    ("sde_dpmpp_3m", ddpm.sde_dpmpp_3m, partial(lu_sde, order=3), {}),
-    ("plms", ddpm.plms, PLMS, {}),
-    ("er_sde", ddpm.er_sde, cui_er, {}),
-    ("sa_solver", ddpm.sa_solver, xue_sa, {}),
-    ("restart", ddpm.restart, xu_restart, {}),
-    ("edm_stochastic", ddpm.edm_stochastic, partial(karras_2, churn=30.0), {}),
+    ("dpmpp_3m", samplers.dpmpp_3m, partial(lu_multistep, order=3), {}),
+    ("sde_dpmpp_1", samplers.sde_dpmpp_1, partial(lu_sde, order=1), {}),
+    ("sde_dpmpp_2m", samplers.sde_dpmpp_2m, lu_sde, {}),
+    ("sde_dpmpp_3m", samplers.sde_dpmpp_3m, partial(lu_sde, order=3), {}),
+    ("plms", samplers.plms, PLMS, {}),
+    ("er_sde", samplers.er_sde, cui_er, {}),
+    ("sa_solver", samplers.sa_solver, xue_sa, {}),
+    ("restart", samplers.restart, xu_restart, {}),
+    ("edm_stochastic", samplers.edm_stochastic, partial(karras_2, churn=30.0), {}),
 ]
 PAPERS += [
     (
@@ -544,27 +544,37 @@ PAPERS += [
         partial(zhao_unipc, order=p),
         {"b": b, "corrector": corrector},
     )
-    for p, solver in enumerate((ddpm.unipc_1, ddpm.unipc_2, ddpm.unipc_3), start=1)
+    for p, solver in enumerate((samplers.unipc_1, ddpm.unipc_2, samplers.unipc_3), start=1)
     for b in ("bh1", "bh2")
     for corrector in (True, False)
 ]
-PAPERS += [(f"lms {p}", ddpm.lms, kutta_lms, {"order": p}) for p in (1, 2, 3, 4)]
-PAPERS += [(f"ipndm {p}", ddpm.ipndm, printed_adams, {"order": p}) for p in (1, 2, 3, 4)]
-PAPERS += [(f"plms {p}", ddpm.plms, PLMS, {"order": p}) for p in (1, 2, 3)]
-PAPERS += [(f"er_sde {p}", ddpm.er_sde, cui_er, {"order": p}) for p in (1, 2)]
-PAPERS += [("er_sde k^1.5", ddpm.er_sde, cui_er, {"phi": lambda k: k**1.5})]
+PAPERS += [(f"lms {p}", samplers.lms, kutta_lms, {"order": p}) for p in (1, 2, 3, 4)]
+PAPERS += [(f"ipndm {p}", samplers.ipndm, printed_adams, {"order": p}) for p in (1, 2, 3, 4)]
+PAPERS += [(f"plms {p}", samplers.plms, PLMS, {"order": p}) for p in (1, 2, 3)]
+PAPERS += [(f"er_sde {p}", samplers.er_sde, cui_er, {"order": p}) for p in (1, 2)]
+PAPERS += [("er_sde k^1.5", samplers.er_sde, cui_er, {"phi": lambda k: k**1.5})]
 PAPERS += [
-    (f"sa_solver {n} {p} {c}", ddpm.sa_solver, xue_sa, {"noise": n, "predictor": p, "corrector": c})
+    (
+        f"sa_solver {n} {p} {c}",
+        samplers.sa_solver,
+        xue_sa,
+        {"noise": n, "predictor": p, "corrector": c},
+    )
     for n, p, c in [(0.0, 3, 3), (0.6, 1, 0), (1.0, 1, 1), (1.3, 2, 3), (0.5, 4, 2)]
 ]
 PAPERS += [
-    ("edm few", ddpm.edm_stochastic, karras_2, {"churn": 1.5, "s_noise": 1.1}),
-    ("edm range", ddpm.edm_stochastic, karras_2, {"churn": 9.0, "s_min": 0.3, "s_max": 40.0}),
-    ("restart none", ddpm.restart, karras_1, {"repeats": 0}),
+    ("edm few", samplers.edm_stochastic, karras_2, {"churn": 1.5, "s_noise": 1.1}),
+    (
+        "edm range",
+        samplers.edm_stochastic,
+        karras_2,
+        {"churn": 9.0, "s_min": 0.3, "s_max": 40.0},
+    ),
+    ("restart none", samplers.restart, karras_1, {"repeats": 0}),
 ]
 
 
-DEIS = (ddpm.deis_1, ddpm.deis_2, ddpm.deis_3)
+DEIS = (samplers.deis_1, samplers.deis_2, samplers.deis_3)
 X, SEED = strategies.normals((3, 2)), st.integers(0, 99)
 
 
@@ -597,7 +607,7 @@ def test_restart_interval(path, x, seed, repeats, data):
     """Any interval of the grid, any number of times."""
     j = data.draw(st.integers(1, path.n - 1))
     options = {"repeats": repeats, "interval": (data.draw(st.integers(0, j - 1)), j)}
-    check_paper(ddpm.restart, xu_restart, options, path, x, seed)
+    check_paper(samplers.restart, xu_restart, options, path, x, seed)
 
 
 @few
@@ -607,7 +617,7 @@ def test_sa_solver_noise_per_step(path, data, x, seed):
     noise = data.draw(
         st.lists(st.just(0.0) | st.floats(0.01, 1.5), min_size=path.n, max_size=path.n)
     )
-    check_paper(ddpm.sa_solver, xue_sa, {"noise": noise}, path, x, seed)
+    check_paper(samplers.sa_solver, xue_sa, {"noise": noise}, path, x, seed)
 
 
 @few
@@ -615,7 +625,7 @@ def test_sa_solver_noise_per_step(path, data, x, seed):
 def test_ddim_inversion(path, x):
     """x_s = α_s x_0 + σ_s eps, s the noisier (Song et al. 2021, section 4.3)."""
     rising = path.times[::-1]
-    sampler, expected = ddpm.ddim_inversion(path.schedule, path.n, times=rising), x
+    sampler, expected = samplers.ddim_inversion(path.schedule, path.n, times=rising), x
     for i in reversed(range(path.n)):
         t, s = path.t[i + 1], path.t[i]
         x_0, e = curved(expected, t), noise_of(curved)(expected, t)
@@ -631,7 +641,7 @@ def test_encoding_and_decoding(path, x, m, log_c):
     """Of N(m, c), both ways multiply x - α m by Π cos²(φ_s - φ_t), φ = atan2(σ, α sqrt(c))."""
     oracle = ddpm.GaussianOracle(np.full(2, m), math.exp(log_c))
     phi = np.arctan2(path.s, path.a * math.exp(log_c / 2))
-    there = ddpm.ddim_inversion(path.schedule, path.n, times=path.times[::-1])
+    there = samplers.ddim_inversion(path.schedule, path.n, times=path.times[::-1])
     code = ddpm.sample(oracle, there, x)
     found = ddpm.sample(oracle, path.build(ddpm.ddim), code)
     expected = path.a[-1] * m + np.prod(np.cos(np.diff(phi)) ** 2) * (x - path.a[-1] * m)
@@ -642,8 +652,8 @@ def test_encoding_and_decoding(path, x, m, log_c):
 
 def test_ddim_inversion_grids():
     """By default the times of the grid but the clean one; nothing is read at clean data."""
-    for grid in (ddpm.trailing, ddpm.linspace, ddpm.leading, grids.quadratic):
-        sampler = ddpm.ddim_inversion(LINEAR, 10, grid=grid)
+    for grid in (ddpm.grids.trailing, ddpm.grids.linspace, ddpm.grids.leading, grids.quad):
+        sampler = samplers.ddim_inversion(LINEAR, 10, grid=grid)
         np.testing.assert_array_equal(sampler.levels.time, grid(LINEAR, 11)[10::-1])
         assert sampler.nfe == 10
 
@@ -651,13 +661,13 @@ def test_ddim_inversion_grids():
 def test_ddim_inversion_from_clean_data():
     """Nothing is read there: an error, and nothing before it."""
     with pytest.raises(ValueError, match="clean data"):
-        ddpm.ddim_inversion(LINEAR, 2, times=[0, 500, 1000])
+        samplers.ddim_inversion(LINEAR, 2, times=[0, 500, 1000])
 
 
 # Other names. -----------------------------------------------------------------------------------
 
 
-def probed(paper, g, calls, **options) -> ddpm.Unrolled:
+def probed(paper, g, calls, **options) -> samplers.Unrolled:
     """The matrix of a paper's loop, found by basis vectors in place of x_T, readings and noises."""
     basis, points, levels = np.eye(1 + 2 * calls), [], []
 
@@ -670,10 +680,10 @@ def probed(paper, g, calls, **options) -> ddpm.Unrolled:
     levels.append(g.t[-1])
     matrix = np.stack(points)
     levels = Level(*map(np.array, zip(*levels, strict=True)))
-    return ddpm.Unrolled(levels, matrix[:, 0], matrix[:, 1 : 1 + calls], matrix[:, 1 + calls :])
+    return samplers.Unrolled(levels, matrix[:, 0], matrix[:, 1 : 1 + calls], matrix[:, 1 + calls :])
 
 
-def check_same(a: ddpm.Unrolled, b: ddpm.Unrolled, atol: float):
+def check_same(a: samplers.Unrolled, b: samplers.Unrolled, atol: float):
     """x, y and z, and where the network looks: a level's log-SNR, which its time determines."""
     clean = np.isinf(a.levels.logsnr)
     np.testing.assert_array_equal(clean, np.isinf(b.levels.logsnr))
@@ -685,9 +695,9 @@ def check_same(a: ddpm.Unrolled, b: ddpm.Unrolled, atol: float):
 
 def test_names():
     """One table has several names."""
-    assert ddpm.euler is ddpm.dpm_solver_1 is ddpm.deis_1 is ddpm.ddim
-    assert ddpm.euler_ancestral is ddpm.sde_dpmpp_1 is ddpm.ancestral
-    assert ddpm.midpoint is ddpm.dpm_solver_2
+    assert samplers.euler is samplers.dpm_solver_1 is samplers.deis_1 is ddpm.ddim
+    assert samplers.euler_ancestral is samplers.sde_dpmpp_1 is ddpm.ancestral
+    assert samplers.midpoint is samplers.dpm_solver_2
 
 
 ALIASES = {
@@ -697,8 +707,8 @@ ALIASES = {
     "euler_ancestral": (ddpm.ancestral, kdiffusion_ancestral, {}),
     "sde_dpmpp_1": (ddpm.ancestral, lu_sde, {"order": 1}),
     "ddim eta=1": (ddpm.ancestral, song_ddim, {"eta": 1.0}),
-    "midpoint": (ddpm.dpm_solver_2, kdiffusion_midpoint, {}),
-    "dpm_solver_2": (ddpm.midpoint, lu_single_2, {}),
+    "midpoint": (samplers.dpm_solver_2, kdiffusion_midpoint, {}),
+    "dpm_solver_2": (samplers.midpoint, lu_single_2, {}),
     "heun": (ddpm.heun, karras_1, {}),
     "unipc_2": (ddpm.dpmpp_2m, zhao_unipc, {"order": 2, "corrector": False, "b": "bh2"}),
 }
@@ -723,18 +733,18 @@ def test_deis_1_is_ddim(path):
 
 
 EQUAL = {
-    "unip_1": (partial(ddpm.unipc_1, corrector=False), ddpm.ddim),
+    "unip_1": (partial(samplers.unipc_1, corrector=False), ddpm.ddim),
     "unip_2": (partial(ddpm.unipc_2, corrector=False), ddpm.dpmpp_2m),
-    "unip_3": (partial(ddpm.unipc_3, corrector=False), ddpm.dpmpp_3m),
-    "no churn": (partial(ddpm.edm_stochastic, churn=0), ddpm.heun),
-    "no restart": (partial(ddpm.restart, repeats=0), ddpm.heun),
-    "no churn there": (partial(ddpm.edm_stochastic, s_min=1e9), ddpm.heun),
-    "sa 0": (partial(ddpm.sa_solver, noise=0, predictor=1, corrector=0), ddpm.ddim),
-    "sa 1": (partial(ddpm.sa_solver, noise=1, predictor=1, corrector=0), ddpm.ancestral),
-    "er k": (partial(ddpm.er_sde, order=1, phi=lambda k: k), ddpm.ddim),
-    "er k^2": (partial(ddpm.er_sde, order=1, phi=lambda k: k**2), ddpm.ancestral),
-    "lms 1": (partial(ddpm.lms, order=1), ddpm.ddim),
-    "ipndm 1": (partial(ddpm.ipndm, order=1), ddpm.ddim),
+    "unip_3": (partial(samplers.unipc_3, corrector=False), samplers.dpmpp_3m),
+    "no churn": (partial(samplers.edm_stochastic, churn=0), ddpm.heun),
+    "no restart": (partial(samplers.restart, repeats=0), ddpm.heun),
+    "no churn there": (partial(samplers.edm_stochastic, s_min=1e9), ddpm.heun),
+    "sa 0": (partial(samplers.sa_solver, noise=0, predictor=1, corrector=0), ddpm.ddim),
+    "sa 1": (partial(samplers.sa_solver, noise=1, predictor=1, corrector=0), ddpm.ancestral),
+    "er k": (partial(samplers.er_sde, order=1, phi=lambda k: k), ddpm.ddim),
+    "er k^2": (partial(samplers.er_sde, order=1, phi=lambda k: k**2), ddpm.ancestral),
+    "lms 1": (partial(samplers.lms, order=1), ddpm.ddim),
+    "ipndm 1": (partial(samplers.ipndm, order=1), ddpm.ddim),
     "eta 0": (partial(ddpm.ddim, eta=0.0), ddpm.ddim),
     "eta 1": (partial(ddpm.ddim, eta=1.0), ddpm.ancestral),
 }
@@ -753,8 +763,8 @@ def test_equal(pair, path):
 @given(path=paths(clean=[False]))
 def test_sa_solver_is_sde_dpmpp_3m(path):
     """With τ = 1 and no corrector, but in the second row: SDE-DPM-Solver++(2M)'s 1/2 there."""
-    sa = path.build(ddpm.sa_solver, noise=1.0, predictor=3, corrector=0)
-    sde, lost_ = path.build(ddpm.sde_dpmpp_3m), OFF * max(lost(sa), EPS)
+    sa = path.build(samplers.sa_solver, noise=1.0, predictor=3, corrector=0)
+    sde, lost_ = path.build(samplers.sde_dpmpp_3m), OFF * max(lost(sa), EPS)
     others = np.arange(path.n) != 1
     np.testing.assert_allclose(sa.point[others], sde.point[others], rtol=0, atol=lost_)
     h = np.diff(path.lam)[:2]
@@ -774,41 +784,41 @@ SOLVERS = {
     "ddim": ddpm.ddim,
     "ddim eta=0.5": partial(ddpm.ddim, eta=0.5),
     "heun": ddpm.heun,
-    "midpoint": ddpm.midpoint,
-    "lms 1": partial(ddpm.lms, order=1),
-    "lms 2": partial(ddpm.lms, order=2),
-    "lms 3": partial(ddpm.lms, order=3),
-    "lms": ddpm.lms,
-    "edm_stochastic": ddpm.edm_stochastic,
-    "plms 2": partial(ddpm.plms, order=2),
-    "plms": ddpm.plms,
-    "ipndm 2": partial(ddpm.ipndm, order=2),
-    "ipndm 3": partial(ddpm.ipndm, order=3),
-    "ipndm": ddpm.ipndm,
-    "dpm_solver_2": ddpm.dpm_solver_2,
-    "dpm_solver_3": ddpm.dpm_solver_3,
-    "dpm_solver_2m": ddpm.dpm_solver_2m,
-    "dpm_solver_3m": ddpm.dpm_solver_3m,
-    "dpmpp_2s": ddpm.dpmpp_2s,
+    "midpoint": samplers.midpoint,
+    "lms 1": partial(samplers.lms, order=1),
+    "lms 2": partial(samplers.lms, order=2),
+    "lms 3": partial(samplers.lms, order=3),
+    "lms": samplers.lms,
+    "edm_stochastic": samplers.edm_stochastic,
+    "plms 2": partial(samplers.plms, order=2),
+    "plms": samplers.plms,
+    "ipndm 2": partial(samplers.ipndm, order=2),
+    "ipndm 3": partial(samplers.ipndm, order=3),
+    "ipndm": samplers.ipndm,
+    "dpm_solver_2": samplers.dpm_solver_2,
+    "dpm_solver_3": samplers.dpm_solver_3,
+    "dpm_solver_2m": samplers.dpm_solver_2m,
+    "dpm_solver_3m": samplers.dpm_solver_3m,
+    "dpmpp_2s": samplers.dpmpp_2s,
     "dpmpp_2m": ddpm.dpmpp_2m,
-    "dpmpp_3m": ddpm.dpmpp_3m,
-    "sde_dpmpp_2m": ddpm.sde_dpmpp_2m,
-    "sde_dpmpp_3m": ddpm.sde_dpmpp_3m,
-    "unipc_1": ddpm.unipc_1,
+    "dpmpp_3m": samplers.dpmpp_3m,
+    "sde_dpmpp_2m": samplers.sde_dpmpp_2m,
+    "sde_dpmpp_3m": samplers.sde_dpmpp_3m,
+    "unipc_1": samplers.unipc_1,
     "unipc_2": ddpm.unipc_2,
     "unipc_2 bh1": partial(ddpm.unipc_2, b="bh1"),
-    "unipc_3": ddpm.unipc_3,
-    "unip_3": partial(ddpm.unipc_3, corrector=False),
-    "deis_2": ddpm.deis_2,
-    "deis_3": ddpm.deis_3,
-    "sa_solver": ddpm.sa_solver,
-    "sa_solver 0": partial(ddpm.sa_solver, noise=0.0),
-    "sa_solver 0.5 2 1": partial(ddpm.sa_solver, noise=0.5, predictor=2, corrector=1),
-    "er_sde 1": partial(ddpm.er_sde, order=1),
-    "er_sde 2": partial(ddpm.er_sde, order=2),
-    "er_sde": ddpm.er_sde,
-    "restart": ddpm.restart,
-    "restart twice": partial(ddpm.restart, repeats=2),
+    "unipc_3": samplers.unipc_3,
+    "unip_3": partial(samplers.unipc_3, corrector=False),
+    "deis_2": samplers.deis_2,
+    "deis_3": samplers.deis_3,
+    "sa_solver": samplers.sa_solver,
+    "sa_solver 0": partial(samplers.sa_solver, noise=0.0),
+    "sa_solver 0.5 2 1": partial(samplers.sa_solver, noise=0.5, predictor=2, corrector=1),
+    "er_sde 1": partial(samplers.er_sde, order=1),
+    "er_sde 2": partial(samplers.er_sde, order=2),
+    "er_sde": samplers.er_sde,
+    "restart": samplers.restart,
+    "restart twice": partial(samplers.restart, repeats=2),
 }
 solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS)
 #: Those that read eps.
@@ -871,7 +881,7 @@ def variance_of(c):
 
     def exact(t, s):
         V_t, V_s = (u.alpha**2 * c + u.sigma**2 for u in (t, s))
-        return ddpm.tau(t, s) * t.sigma**2 * V_s / V_t
+        return ddpm.levels.tau(t, s) * t.sigma**2 * V_s / V_t
 
     return exact
 
@@ -912,14 +922,21 @@ def test_number_of_calls(name):
         assert SOLVERS[name](LINEAR, n, times=noisy).nfe == calls(name, n, False)
 
 
-GRIDS = (ddpm.trailing, ddpm.linspace, ddpm.leading, grids.quadratic, ddpm.karras, ddpm.log_snr)
+GRIDS = (
+    ddpm.grids.trailing,
+    ddpm.grids.linspace,
+    ddpm.grids.leading,
+    grids.quad,
+    ddpm.grids.karras,
+    ddpm.grids.log_snr,
+)
 
 
 @solvers
 def test_finite(solver):
     """Every number of steps, schedule and grid; nothing is divided by 0 on the way."""
     counts = dict.fromkeys(GRIDS, (1, 2, 3, 10, 50))
-    counts |= {ddpm.trailing: (*range(1, 61), 1000), ddpm.log_snr: (1, 2, 4, 25, 1000)}
+    counts |= {ddpm.grids.trailing: (*range(1, 61), 1000), ddpm.grids.log_snr: (1, 2, 4, 25, 1000)}
     with np.errstate(all="raise", under="ignore"):
         for grid, numbers in counts.items():
             for schedule in (LINEAR, COSINE):
@@ -975,33 +992,65 @@ def test_smoke_samples_from_alpha_0(name):
 # Bad arguments. ---------------------------------------------------------------------------------
 
 BAD = [
-    (ddpm.lms, {"order": 5}, "order must be 1, 2, 3 or 4, but is 5"),
-    (ddpm.lms, {"order": 0}, "order must be 1, 2, 3 or 4, but is 0"),
-    (ddpm.ipndm, {"order": 5}, "order must be 1, 2, 3 or 4, but is 5"),
-    (ddpm.plms, {"order": 0}, "order must be 1, 2, 3 or 4, but is 0"),
-    (ddpm.er_sde, {"order": 4}, "order must be 1, 2 or 3, but is 4"),
-    (ddpm.er_sde, {"phi": lambda k: k**0.5}, r"phi\(k\) / k not fall as k rises"),
-    (ddpm.er_sde, {"phi": lambda k: k - 1}, "phi must be positive"),
-    (ddpm.er_sde, {"phi": lambda k: -k}, "phi must be positive"),
-    (ddpm.unipc_1, {"b": "bh3"}, "b must be bh1 or bh2, but is 'bh3'"),
+    (samplers.lms, {"order": 5}, "order must be 1, 2, 3 or 4, but is 5"),
+    (samplers.lms, {"order": 0}, "order must be 1, 2, 3 or 4, but is 0"),
+    (samplers.ipndm, {"order": 5}, "order must be 1, 2, 3 or 4, but is 5"),
+    (samplers.plms, {"order": 0}, "order must be 1, 2, 3 or 4, but is 0"),
+    (samplers.er_sde, {"order": 4}, "order must be 1, 2 or 3, but is 4"),
+    (samplers.er_sde, {"phi": lambda k: k**0.5}, r"phi\(k\) / k not fall as k rises"),
+    (samplers.er_sde, {"phi": lambda k: k - 1}, "phi must be positive"),
+    (samplers.er_sde, {"phi": lambda k: -k}, "phi must be positive"),
+    (samplers.unipc_1, {"b": "bh3"}, "b must be bh1 or bh2, but is 'bh3'"),
     (ddpm.unipc_2, {"b": ""}, "b must be bh1 or bh2, but is ''"),
-    (ddpm.unipc_3, {"b": None}, "b must be bh1 or bh2, but is None"),
-    (ddpm.edm_stochastic, {"churn": -1.0}, "churn, s_min and s_noise must be .*, but are -1.0"),
-    (ddpm.edm_stochastic, {"churn": math.nan}, "must be at least 0, but are nan"),
-    (ddpm.edm_stochastic, {"s_noise": -0.5}, "but are 30.0, 0.0 and -0.5"),
-    (ddpm.edm_stochastic, {"s_min": -0.1}, "but are 30.0, -0.1 and 1.0"),
-    (ddpm.restart, {"repeats": -1}, "repeats must be an integer of at least 0, but is -1"),
-    (ddpm.restart, {"repeats": 1.5}, "repeats must be an integer of at least 0, but is 1.5"),
-    (ddpm.restart, {"interval": (2, 2)}, r"0 <= i < j < steps, but is \(2, 2\) of 6 steps"),
-    (ddpm.restart, {"interval": (-1, 2)}, r"but is \(-1, 2\) of 6 steps"),
-    (ddpm.restart, {"interval": (3, 6)}, r"but is \(3, 6\) of 6 steps"),
-    (ddpm.sa_solver, {"predictor": 0}, "predictor must be an integer of at least 1, but is 0"),
-    (ddpm.sa_solver, {"predictor": 2.0}, "predictor must be an integer of at least 1, but is 2.0"),
-    (ddpm.sa_solver, {"corrector": -1}, "corrector must be an integer of at least 0, but is -1"),
-    (ddpm.sa_solver, {"corrector": 0.5}, "corrector must be an integer of at least 0, but is 0.5"),
-    (ddpm.sa_solver, {"noise": -0.1}, "noise must be at least 0, .* but is -0.1"),
-    (ddpm.sa_solver, {"noise": math.inf}, "noise must be at least 0, .* but is inf"),
-    (ddpm.sa_solver, {"noise": [1.0, 0.5]}, r"a number or one per step, but is \[1.0, 0.5\]"),
+    (samplers.unipc_3, {"b": None}, "b must be bh1 or bh2, but is None"),
+    (
+        samplers.edm_stochastic,
+        {"churn": -1.0},
+        "churn, s_min and s_noise must be .*, but are -1.0",
+    ),
+    (samplers.edm_stochastic, {"churn": math.nan}, "must be at least 0, but are nan"),
+    (samplers.edm_stochastic, {"s_noise": -0.5}, "but are 30.0, 0.0 and -0.5"),
+    (samplers.edm_stochastic, {"s_min": -0.1}, "but are 30.0, -0.1 and 1.0"),
+    (samplers.restart, {"repeats": -1}, "repeats must be an integer of at least 0, but is -1"),
+    (
+        samplers.restart,
+        {"repeats": 1.5},
+        "repeats must be an integer of at least 0, but is 1.5",
+    ),
+    (
+        samplers.restart,
+        {"interval": (2, 2)},
+        r"0 <= i < j < steps, but is \(2, 2\) of 6 steps",
+    ),
+    (samplers.restart, {"interval": (-1, 2)}, r"but is \(-1, 2\) of 6 steps"),
+    (samplers.restart, {"interval": (3, 6)}, r"but is \(3, 6\) of 6 steps"),
+    (
+        samplers.sa_solver,
+        {"predictor": 0},
+        "predictor must be an integer of at least 1, but is 0",
+    ),
+    (
+        samplers.sa_solver,
+        {"predictor": 2.0},
+        "predictor must be an integer of at least 1, but is 2.0",
+    ),
+    (
+        samplers.sa_solver,
+        {"corrector": -1},
+        "corrector must be an integer of at least 0, but is -1",
+    ),
+    (
+        samplers.sa_solver,
+        {"corrector": 0.5},
+        "corrector must be an integer of at least 0, but is 0.5",
+    ),
+    (samplers.sa_solver, {"noise": -0.1}, "noise must be at least 0, .* but is -0.1"),
+    (samplers.sa_solver, {"noise": math.inf}, "noise must be at least 0, .* but is inf"),
+    (
+        samplers.sa_solver,
+        {"noise": [1.0, 0.5]},
+        r"a number or one per step, but is \[1.0, 0.5\]",
+    ),
     (ddpm.ddim, {"eta": -0.1}, "eta must be at least 0 .* but eta = -0.1"),
 ]
 
@@ -1014,7 +1063,7 @@ def test_bad_arguments(solver, options, message):
 
 def test_restart_of_one_step():
     with pytest.raises(ValueError, match="at least 2 steps"):
-        ddpm.restart(LINEAR, 1)
+        samplers.restart(LINEAR, 1)
 
 
 @solvers
@@ -1033,35 +1082,35 @@ def test_bad_grids(solver):
 
 def test_sa_solver_with_next_to_no_noise():
     """A τ whose square underflows is none."""
-    sampler = ddpm.sa_solver(LINEAR, 4, 1e-200)
-    check_same(sampler.unroll(), ddpm.sa_solver(LINEAR, 4, 0.0).unroll(), 0.0)
+    sampler = samplers.sa_solver(LINEAR, 4, 1e-200)
+    check_same(sampler.unroll(), samplers.sa_solver(LINEAR, 4, 0.0).unroll(), 0.0)
 
 
 def test_er_sde_far_into_noise():
     """The default φ(k) at k = 1e13, which a schedule may reach, is not a number of float64."""
-    schedule = ddpm.Discrete((math.inf, *np.linspace(5, -60, 100)))
+    schedule = ddpm.schedules.Discrete((math.inf, *np.linspace(5, -60, 100)))
     with pytest.raises(ValueError, match=r"finite, .* another phi, or a later time to start at"):
-        ddpm.er_sde(schedule, 50)
-    assert np.isfinite(ddpm.er_sde(schedule, 50, phi=lambda k: k**1.5).point).all()
+        samplers.er_sde(schedule, 50)
+    assert np.isfinite(samplers.er_sde(schedule, 50, phi=lambda k: k**1.5).point).all()
 
 
 def test_er_sde_of_the_flow_takes_no_noise():
     """With φ(k) = k no rounding of k_s² - r² k_t² is taken for noise; with next to k, noise is."""
     for n in (3, 10, 50, 1000):
-        assert not ddpm.er_sde(LINEAR, n, phi=lambda k: k).stochastic
-    assert ddpm.er_sde(LINEAR, 10, phi=lambda k: k**1.0001).stochastic
+        assert not samplers.er_sde(LINEAR, n, phi=lambda k: k).stochastic
+    assert samplers.er_sde(LINEAR, 10, phi=lambda k: k**1.0001).stochastic
 
 
 # Unrolled. --------------------------------------------------------------------------------------
 
 
-def run(u: ddpm.Unrolled, denoise, x, noise):
+def run(u: samplers.Unrolled, denoise, x, noise):
     """Where an unrolled sampler ends."""
     said, fresh = np.zeros((u.nfe, *x.shape)), np.zeros((u.nfe, *x.shape))
     for i in range(u.nfe + 1):
         point = u.x[i] * x + np.tensordot(u.y[i], said, 1) + np.tensordot(u.z[i], fresh, 1)
         if i < u.nfe:
-            said[i] = denoise(point, level_at(u.levels, i))
+            said[i] = denoise(point, u.levels.take(i))
             fresh[i] = noise(i + 1, x.shape)
     return point
 
@@ -1097,7 +1146,7 @@ def test_from_step_finds_the_table(solver, path):
             state = ddpm.advance(rows[i], state, y, z)
             return state.point
 
-        found = ddpm.from_step(step, levels, predicts)
+        found = samplers.from_step(step, levels, predicts)
         # Through eps, x_0 is divided by α and multiplied again, and x_t by 1 / α.
         grown = 1 if predicts is ddpm.x0 else 1 / levels.alpha.min()
         check_same(found, u, 8 * sampler.nfe * grown * lost(sampler))
@@ -1130,14 +1179,14 @@ class Stateful:
 
 @pytest.mark.parametrize("predicts", [ddpm.x0, ddpm.eps, ddpm.v], ids=["x0", "eps", "v"])
 @pytest.mark.parametrize(
-    ("order", "solver"), [(1, ddpm.ddim), (2, ddpm.dpmpp_2m), (3, ddpm.dpmpp_3m)]
+    ("order", "solver"), [(1, ddpm.ddim), (2, ddpm.dpmpp_2m), (3, samplers.dpmpp_3m)]
 )
 @few
 @given(path=paths())
 def test_from_step_of_a_foreign_class(order, solver, predicts, path):
     sampler = path.build(solver)
     step = Stateful(path, predicts.__name__, order)
-    found = ddpm.from_step(step, sampler.levels, predicts)
+    found = samplers.from_step(step, sampler.levels, predicts)
     grown = 1 if predicts is ddpm.x0 else 1 / path.a.min()
     check_same(found, sampler.unroll(), OFF * grown * lost(sampler))
 
@@ -1153,7 +1202,7 @@ def test_from_step_converts_arrays():
 
     levels = ddpm.levels_of(LINEAR, 2, times=g.times)
     to = lambda a: np.array(a, dtype=np.float32)
-    u = ddpm.from_step(step, levels, asarray=lambda a: a.tolist(), to_numpy=to)
+    u = samplers.from_step(step, levels, asarray=lambda a: a.tolist(), to_numpy=to)
     assert seen == [0, 1]
     np.testing.assert_array_equal(u.x, [1, 1, 1])
     np.testing.assert_array_equal(u.y, [[0, 0], [2, 0], [2, 2]])
@@ -1235,7 +1284,7 @@ def pushed(sampler, oracle, start_cov, start_mean):
 
 
 LAW_PATHS = {
-    "clean": Path(LINEAR, ddpm.trailing(LINEAR, 6)),
+    "clean": Path(LINEAR, ddpm.grids.trailing(LINEAR, 6)),
     "noisy": Path(COSINE, np.linspace(980, 100, 6)),
     "VP": Path(ddpm.VP(), np.linspace(0.9, 0.01, 7)),
 }
@@ -1249,7 +1298,7 @@ def test_law_is_what_samples_do(solver, path, exact):
     mean = np.array([0.5, -1.0, 0.2])
     C = np.array([[1.0, 0.6, 0.2], [0.6, 0.5, 0.0], [0.2, 0.0, 0.8]])
     oracle, sampler = ddpm.GaussianOracle(mean, C), path.build(solver)
-    start, end = (level_at(sampler.levels, i) for i in (0, -1))
+    start, end = (sampler.levels.take(i) for i in (0, -1))
     marginal = lambda t: t.alpha**2 * C + t.sigma**2 * np.eye(3)
     m_T, C_T = (start.alpha * mean, marginal(start)) if exact else (np.zeros(3), np.eye(3))
     found = ddpm.law(sampler, oracle, exact_start=exact)
@@ -1332,7 +1381,7 @@ def test_law_of_a_point(solver):
     assert (found.kl, found.w2) == (0.0, 0.0)
     noisy = solver(LINEAR, 6, times=np.linspace(1000, 100, 7))
     found = ddpm.law(noisy, point, exact_start=True)
-    end = level_at(noisy.levels, -1)
+    end = noisy.levels.take(-1)
     more = excess(Path(LINEAR, np.linspace(1000, 100, 7)), ddpm.large)[-1]
     more = more if solver is SOLVERS["ancestral large"] else 0.0
     np.testing.assert_allclose(
@@ -1355,52 +1404,52 @@ def test_law_of_points_apart():
 # Orders. ----------------------------------------------------------------------------------------
 
 STEPS = (80, 160, 320)
-SA = partial(ddpm.sa_solver, noise=0.0)
+SA = partial(samplers.sa_solver, noise=0.0)
 #: Name: solver, order.
 ORDERS = {
     "ddim": (ddpm.ddim, 1),
     "ddim eta=0.5": (partial(ddpm.ddim, eta=0.5), 1),
     "ancestral": (ddpm.ancestral, 1),
     "heun": (ddpm.heun, 2),
-    "midpoint": (ddpm.midpoint, 2),
-    "dpm_solver_2": (ddpm.dpm_solver_2, 2),
-    "dpm_solver_3": (ddpm.dpm_solver_3, 3),
-    "dpm_solver_2m": (ddpm.dpm_solver_2m, 2),
-    "dpm_solver_3m": (ddpm.dpm_solver_3m, 3),
-    "dpmpp_2s": (ddpm.dpmpp_2s, 2),
+    "midpoint": (samplers.midpoint, 2),
+    "dpm_solver_2": (samplers.dpm_solver_2, 2),
+    "dpm_solver_3": (samplers.dpm_solver_3, 3),
+    "dpm_solver_2m": (samplers.dpm_solver_2m, 2),
+    "dpm_solver_3m": (samplers.dpm_solver_3m, 3),
+    "dpmpp_2s": (samplers.dpmpp_2s, 2),
     "dpmpp_2m": (ddpm.dpmpp_2m, 2),
-    "dpmpp_3m": (ddpm.dpmpp_3m, 3),
-    "unipc_1": (ddpm.unipc_1, 2),
-    "unipc_1 bh1": (partial(ddpm.unipc_1, b="bh1"), 2),
+    "dpmpp_3m": (samplers.dpmpp_3m, 3),
+    "unipc_1": (samplers.unipc_1, 2),
+    "unipc_1 bh1": (partial(samplers.unipc_1, b="bh1"), 2),
     "unipc_2": (ddpm.unipc_2, 3),
     "unipc_2 bh1": (partial(ddpm.unipc_2, b="bh1"), 3),
-    "unipc_3": (ddpm.unipc_3, 4),
-    "unip_1": (partial(ddpm.unipc_1, corrector=False), 1),
+    "unipc_3": (samplers.unipc_3, 4),
+    "unip_1": (partial(samplers.unipc_1, corrector=False), 1),
     "unip_2": (partial(ddpm.unipc_2, corrector=False), 2),
     "unip_2 bh1": (partial(ddpm.unipc_2, corrector=False, b="bh1"), 2),
-    "unip_3": (partial(ddpm.unipc_3, corrector=False), 3),
-    "deis_2": (ddpm.deis_2, 2),
-    "deis_3": (ddpm.deis_3, 3),
-    "plms 2": (partial(ddpm.plms, order=2), 2),
-    "plms 3": (partial(ddpm.plms, order=3), 2),
-    "plms": (ddpm.plms, 2),
-    "ipndm 2": (partial(ddpm.ipndm, order=2), 2),
-    "ipndm 3": (partial(ddpm.ipndm, order=3), 2),
-    "ipndm": (ddpm.ipndm, 2),
-    "lms 1": (partial(ddpm.lms, order=1), 1),
-    "lms 2": (partial(ddpm.lms, order=2), 2),
-    "lms 3": (partial(ddpm.lms, order=3), 3),
-    "lms": (ddpm.lms, 4),
-    "sde_dpmpp_2m": (ddpm.sde_dpmpp_2m, 2),
-    "sde_dpmpp_3m": (ddpm.sde_dpmpp_3m, 2),
-    "er_sde 1": (partial(ddpm.er_sde, order=1), 1),
-    "er_sde 2": (partial(ddpm.er_sde, order=2), 2),
-    "er_sde": (ddpm.er_sde, 2),
-    "edm_stochastic": (ddpm.edm_stochastic, 2),
-    "restart": (ddpm.restart, 2),
+    "unip_3": (partial(samplers.unipc_3, corrector=False), 3),
+    "deis_2": (samplers.deis_2, 2),
+    "deis_3": (samplers.deis_3, 3),
+    "plms 2": (partial(samplers.plms, order=2), 2),
+    "plms 3": (partial(samplers.plms, order=3), 2),
+    "plms": (samplers.plms, 2),
+    "ipndm 2": (partial(samplers.ipndm, order=2), 2),
+    "ipndm 3": (partial(samplers.ipndm, order=3), 2),
+    "ipndm": (samplers.ipndm, 2),
+    "lms 1": (partial(samplers.lms, order=1), 1),
+    "lms 2": (partial(samplers.lms, order=2), 2),
+    "lms 3": (partial(samplers.lms, order=3), 3),
+    "lms": (samplers.lms, 4),
+    "sde_dpmpp_2m": (samplers.sde_dpmpp_2m, 2),
+    "sde_dpmpp_3m": (samplers.sde_dpmpp_3m, 2),
+    "er_sde 1": (partial(samplers.er_sde, order=1), 1),
+    "er_sde 2": (partial(samplers.er_sde, order=2), 2),
+    "er_sde": (samplers.er_sde, 2),
+    "edm_stochastic": (samplers.edm_stochastic, 2),
+    "restart": (samplers.restart, 2),
 }
 ORDERS |= {
-    f"sa_solver 1 {p} {c}": (partial(ddpm.sa_solver, predictor=p, corrector=c), 2)
+    f"sa_solver 1 {p} {c}": (partial(samplers.sa_solver, predictor=p, corrector=c), 2)
     for p, c in ((2, 0), (3, 0), (1, 1), (2, 2), (3, 3))
 }
 #: A predictor from p readings has order p; with a corrector through c of them and the new one,
@@ -1418,7 +1467,7 @@ FINER |= {"lms 3": (160, 320), "lms": (320, 640)}
 def test_order(name):
     """Halving the step in log-SNR divides the error by at least 2^p."""
     solver, p = ORDERS[name]
-    found = ddpm.order(solver, FINER.get(name, STEPS))
+    found = ddpm.convergence(solver, FINER.get(name, STEPS))
     assert found.errors.min() > 1e-11  # above what the reference and rounding can tell
     assert found.slopes.min() >= p - 0.15, found.slopes
 
@@ -1429,14 +1478,14 @@ def stateful(order, half=1.0):
     def solver(schedule, steps, times):
         g = Path(schedule, times)
         levels = ddpm.levels_of(schedule, steps, times=times)
-        return ddpm.from_step(Stateful(g, "x0", order, half), levels)
+        return samplers.from_step(Stateful(g, "x0", order, half), levels)
 
     return solver
 
 
 def test_published_third_order_is_second():
     """With half of D_2, as in published code, the multistep third order is none; whole, it is."""
-    half, whole = (ddpm.order(stateful(3, share), (80, 160)).slopes for share in (0.5, 1.0))
+    half, whole = (ddpm.convergence(stateful(3, share), (80, 160)).slopes for share in (0.5, 1.0))
     assert half.max() < 2.7
     assert whole.min() >= 2.85
 
@@ -1448,7 +1497,7 @@ def test_order_of_inversion():
     for n in STEPS:
         logsnr = np.linspace(schedule(1e-3).logsnr, schedule(1.0).logsnr, n + 1)
         times = np.minimum(schedule.at(logsnr).time, 1.0)
-        sampler = ddpm.ddim_inversion(schedule, n, times=times)
+        sampler = samplers.ddim_inversion(schedule, n, times=times)
         found = ddpm.law(sampler, ddpm.GaussianOracle([1.0], 0.25), exact_start=True)
         errors.append(found.w2)
     assert np.diff(np.log2(errors)).max() <= -0.85
@@ -1456,7 +1505,7 @@ def test_order_of_inversion():
 
 def test_order_of_its_own_errors():
     """The slopes are those of the errors over the steps that were asked for."""
-    found = ddpm.order(ddpm.ddim, (10, 20))
+    found = ddpm.convergence(ddpm.ddim, (10, 20))
     assert found.steps.tolist() == [10, 20]
     slope = -math.log2(found.errors[1] / found.errors[0])
     assert found.slopes == pytest.approx([slope], rel=4 * EPS)

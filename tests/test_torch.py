@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 import ddpm_core as ddpm
-from ddpm_core import Level, Predictor, State, advance, dpmpp_2m
+from ddpm_core import Level, Predictor, advance, dpmpp_2m
 from ddpm_core.nn import Ops, UNetConfig, initialise
-from ddpm_core.samplers import Row
+from ddpm_core.samplers import Row, State
 
 torch = pytest.importorskip("torch")
 

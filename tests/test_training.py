@@ -110,7 +110,7 @@ def test_refuses_another_run(tmp_path, other):
 
 def test_refuses_a_model(tmp_path):
     """A checkpoint of a model is not the state of a run."""
-    from ddpm_core.nn.checkpoints import Checkpoint, save
+    from ddpm_core.checkpoints import Checkpoint, save
 
     params = trainer().averaged()
     save(tmp_path / "m", Checkpoint(params, CONFIG, ddpm.linear(), (4, 6)))

@@ -15,7 +15,7 @@ from scipy.special import softmax
 
 import ddpm_core as ddpm
 from ddpm_core.nn import Ops, UNetConfig, initialise, parameter_shapes, unet
-from ddpm_core.nn.unet import _sinusoids
+from ddpm_core.nn.network import _sinusoids
 
 REFERENCE, NUMPY = Ops(), ddpm.backend("numpy").ops
 #: float32 to 1e-4 and float64 to 1e-10, of an output of about unit size: some 1e3 and 5e5 eps,

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
+from ddpm_core import kernels, schedules
 from ddpm_core.levels import from_logsnr
 from ddpm_core.testing import strategies
 
@@ -88,7 +89,7 @@ def test_optimal_is_theorem_1(betas, c, data):
     t, s = schedule(i), schedule(i - 1)
     oracle = ddpm.GaussianOracle(np.zeros(3), c)
     by_error = ddpm.optimal(lambda t: oracle.error(t).mean(-1))(t, s)
-    by_score = ddpm.optimal(lambda t: ddpm.error_of_score(t, gamma))(t, s)
+    by_score = ddpm.optimal(lambda t: kernels.error_of_score(t, gamma))(t, s)
     # The paper's own form cancels twice: in the factor, and in 1 - β̄ Γ; and τ keeps EPS |log-SNR|.
     wide = 1 + abs(t.logsnr) + (abs(s.logsnr) if i > 1 else 0)
     size = beta_bar / (1 - betas[i - 1])
@@ -105,7 +106,7 @@ def test_error_of_score(logsnr, c):
     wanted = ddpm.GaussianOracle(np.zeros(3), c).error(t).mean()
     kept = t.alpha**2 / t.sigma**2 * wanted  # 1 - σ² Γ, without the cancellation
     rtol = 32 * EPS * rounding(t) * (1 + 1 / kept)
-    assert ddpm.error_of_score(t, gamma) == pytest.approx(wanted, rel=rtol, abs=0)
+    assert kernels.error_of_score(t, gamma) == pytest.approx(wanted, rel=rtol, abs=0)
 
 
 @given(
@@ -144,8 +145,8 @@ def test_optimal_per_coordinate(pair, c, arrays):
     rtol = 64 * EPS * rounding(t, s)
     np.testing.assert_allclose(kernel.var, exact.var, rtol=rtol)
     np.testing.assert_allclose(
-        kernel.draw(z) - kernel.mean,
-        exact.draw(z) - exact.mean,
+        kernel.reparameterise(z) - kernel.mean,
+        exact.reparameterise(z) - exact.mean,
         rtol=rtol,
         atol=64 * EPS * (np.abs(x).max() + np.sqrt(exact.var.max())) * (1 + s.alpha / t.alpha),
     )
@@ -165,7 +166,7 @@ def test_into_clean_data_there_is_no_variance(pair, c):
     x = np.ones((1, 1))
     kernel = ddpm.reverse(oracle, variance)(x, pair[0], clean)
     assert kernel.var == 0
-    np.testing.assert_array_equal(kernel.draw(x), oracle(x, pair[0]))
+    np.testing.assert_array_equal(kernel.reparameterise(x), oracle(x, pair[0]))
     assert variance(pair[0], clean) == pytest.approx(math.exp(c), rel=4 * EPS)
 
 
@@ -193,7 +194,7 @@ def test_learned_range_is_eq_15(betas, v, data):
     tilde = lambda n: np.expm1(log_abar[n - 1]) / np.expm1(log_abar[n]) * betas[n - 1]
     log_abar = np.concatenate([[0.0], np.cumsum(np.log1p(-betas))])
     low, high = tilde(max(i, 2)), betas[i - 1]  # at clean data, β̃ of the step before
-    kernel = ddpm.learned_range(network(v, schedule), ddpm.decoder_variance(schedule))
+    kernel = ddpm.learned_range(network(v, schedule), kernels.decoder_variance(schedule))
     w = (v + 1) / 2
     typed = np.exp(w * np.log(high) + (1 - w) * np.log(low))
     # τ of neighbours keeps EPS |log-SNR| / τ; at clean data those of times 2 and 1.
@@ -240,7 +241,7 @@ def test_learned_range_per_sample(times, arrays):
     x, v = arrays
     times[1] = 1  # into clean data
     schedule = ddpm.linear()
-    kernel = lambda v: ddpm.learned_range(network(v, schedule), ddpm.decoder_variance(schedule))
+    kernel = lambda v: ddpm.learned_range(network(v, schedule), kernels.decoder_variance(schedule))
     t, s = schedule(np.array(times)), schedule(np.array(times) - 1)
     together = kernel(v)(x, t, s)
     for i, time in enumerate(times):
@@ -283,17 +284,17 @@ def test_decoder_variance_is_that_of_the_step_before(betas):
     """β̃_2 = β_1 β_2 / (1 - ᾱ_2), with 1 - ᾱ_2 = β_1 + β_2 - β_1 β_2."""
     one, two = betas[:2]
     schedule = ddpm.from_betas(betas)
-    lost = (1 + abs(schedule(1).logsnr) + abs(schedule(2).logsnr)) / ddpm.tau(
+    lost = (1 + abs(schedule(1).logsnr) + abs(schedule(2).logsnr)) / ddpm.levels.tau(
         schedule(2), schedule(1)
     )
-    assert ddpm.decoder_variance(schedule) == pytest.approx(
+    assert kernels.decoder_variance(schedule) == pytest.approx(
         one * two / (one + two - one * two), rel=32 * EPS * lost, abs=0
     )
 
 
 def test_decoder_variance_of_ho_et_al():
     """An RMSE of 0.95136 (Table 4) costs 1.975 bits, with the rate 3.75 in all (Table 1)."""
-    sd = math.sqrt(ddpm.decoder_variance(ddpm.linear(1000)))
+    sd = math.sqrt(kernels.decoder_variance(ddpm.linear(1000)))
     assert sd == pytest.approx(0.0073846, abs=5e-8)
     grey = 127.5 * sd
     assert grey == pytest.approx(0.94153, abs=5e-6)
@@ -303,12 +304,12 @@ def test_decoder_variance_of_ho_et_al():
 
 
 @pytest.mark.parametrize(
-    "schedule", [ddpm.from_betas([0.1]), ddpm.VP(), ddpm.LinearLogSNR()], ids=str
+    "schedule", [ddpm.from_betas([0.1]), ddpm.VP(), schedules.LinearLogSNR()], ids=str
 )
 def test_decoder_variance_needs_a_second_step(schedule):
     """One step, or a continuous schedule, has no step from 2 to 1."""
     with pytest.raises(ValueError, match="has no step from 2 to 1: pass decoder_var"):
-        ddpm.decoder_variance(schedule)
+        kernels.decoder_variance(schedule)
 
 
 def test_optimal_errors_of_coordinates_with_a_level_per_sample():

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import ddpm_core as ddpm
-from ddpm_core import backends
+from ddpm_core import arrays, backends
 from ddpm_core.cli import app, main, verify
 from ddpm_core_numpy import NumPy, NumPyOps
 
@@ -46,7 +46,7 @@ def register(monkeypatch):
     return add
 
 
-def verdicts(on: ddpm.Backend, *names: str) -> dict[str, verify.Line]:
+def verdicts(on: ddpm.backends.Backend, *names: str) -> dict[str, verify.Line]:
     """The line of each check, or of these."""
     checks = {name: verify.CHECKS[name] for name in names or verify.CHECKS}
     with pytest.MonkeyPatch.context() as patch:
@@ -202,9 +202,9 @@ def lincomb_remembering(self, *terms):
 
 def lincomb_in_place(self, *terms):
     (c, x), *rest = terms
-    x *= ddpm.fit(c, x)
+    x *= arrays.fit(c, x)
     for c, y in rest:
-        x += ddpm.fit(c, y) * y
+        x += arrays.fit(c, y) * y
     return x
 
 
@@ -231,7 +231,7 @@ def norm_of(variance: Callable[..., np.ndarray], silu: bool = True) -> Callable[
     return operations(group_norm=group_norm, group_norm_silu=group_norm_silu)
 
 
-WRONG: dict[str, tuple[str, Callable[[], ddpm.Backend]]] = {
+WRONG: dict[str, tuple[str, Callable[[], ddpm.backends.Backend]]] = {
     "asarray in float64": (
         "transfers", numpy(asarray=lambda self, a, dtype=None: np.asarray(a, dtype or np.float64)),
     ),

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import ddpm_core as ddpm
+from ddpm_core import losses
 from ddpm_core.levels import from_logsnr
 from ddpm_core.testing import strategies
 
@@ -31,7 +32,7 @@ def steps(data, schedule, first=1):
     i = data.draw(st.integers(first, schedule.T))
     t, s = schedule(i), schedule(i - 1)
     sizes = [abs(level.logsnr) + 2 * math.log(2) for level in (t, s)]
-    lost = 1 + sum(sizes) / ddpm.tau(t, s) if i > 1 else 1 + abs(t.logsnr)
+    lost = 1 + sum(sizes) / ddpm.levels.tau(t, s) if i > 1 else 1 + abs(t.logsnr)
     return t, s, lost
 
 
@@ -51,7 +52,7 @@ def test_weight_of_kingma_et_al(betas, data):
     i = int(t.time)
     snr = -np.exp(log_abar) / np.expm1(log_abar)
     wanted = (snr[i - 2] - snr[i - 1]) / 2
-    assert ddpm.vlb(schedule)(t) == pytest.approx(wanted, rel=32 * EPS * lost, abs=0)
+    assert losses.vlb(schedule)(t) == pytest.approx(wanted, rel=32 * EPS * lost, abs=0)
 
 
 @given(betas=long_betas, data=st.data())
@@ -68,16 +69,16 @@ def test_weight_is_eq_12(betas, data):
         sigma2 = sigma2 if i > 1 else last
         eq_12 = beta**2 / (2 * sigma2 * (1 - beta) * noise[i])
         wanted = eq_12 * np.exp(log_abar[i]) / noise[i]
-        two = ddpm.tau(schedule(2), schedule(1))
+        two = ddpm.levels.tau(schedule(2), schedule(1))
         also = (abs(schedule(1).logsnr) + abs(schedule(2).logsnr)) / two if i == 1 else 0
-        actual = ddpm.vlb(schedule, variance)(t)
+        actual = losses.vlb(schedule, variance)(t)
         assert actual == pytest.approx(wanted, rel=64 * EPS * (lost + also), abs=0)
 
 
 def test_weight_per_sample():
     """Levels (B,), at time 1 as well, have the weights of each on its own."""
     times = np.array([1, 2, 500, 1000])
-    for weight in (ddpm.vlb(LINEAR), ddpm.vlb(LINEAR, ddpm.large, 3e-5)):
+    for weight in (losses.vlb(LINEAR), losses.vlb(LINEAR, ddpm.large, 3e-5)):
         each = [weight(LINEAR(int(time))) for time in times]
         np.testing.assert_allclose(weight(LINEAR(times)), each, rtol=64 * EPS * 1e3)
 
@@ -85,11 +86,11 @@ def test_weight_per_sample():
 def test_weight_is_of_integer_times():
     """A continuous schedule has no t - 1; a schedule of one step has no decoder_variance."""
     with pytest.raises(TypeError, match="vlb is for integer times, which a VP has not"):
-        ddpm.vlb(ddpm.VP())
+        losses.vlb(ddpm.VP())
     one = ddpm.from_betas([0.1])
     with pytest.raises(ValueError, match="pass decoder_var"):
-        ddpm.vlb(one)
-    assert ddpm.vlb(one, decoder_var=0.25)(one(1)) == 2.0  # 1 / (2 decoder_var)
+        losses.vlb(one)
+    assert losses.vlb(one, decoder_var=0.25)(one(1)) == 2.0  # 1 / (2 decoder_var)
 
 
 # The terms. -------------------------------------------------------------------------------------
@@ -103,8 +104,8 @@ def test_term_is_the_weighted_loss(variance, betas, data, arrays):
     schedule = ddpm.from_betas(betas)
     t, s, _ = steps(data, schedule, first=2)
     denoise = lambda x_t, t: said
-    actual = ddpm.bound(ddpm.reverse(denoise, variance), x_0, eps, t, s)
-    error = 6 * ddpm.loss(denoise, x_0, eps, t, ddpm.vlb(schedule, variance))
+    actual = losses.bound(ddpm.reverse(denoise, variance), x_0, eps, t, s)
+    error = 6 * ddpm.loss(denoise, x_0, eps, t, losses.vlb(schedule, variance))
     v, tilde = variance(t, s), ddpm.small(t, s)
     wanted = error + 3 * (math.log(v / tilde) + tilde / v - 1)
     # Two means that lie near x_s cancel, to e of a standard deviation; a square then moves by
@@ -123,8 +124,8 @@ def test_last_term_as_a_density(betas, arrays, log_v):
     t, s = schedule(1), schedule(0)
     denoise = lambda x_t, t: said
     kernel = ddpm.reverse(denoise, ddpm.large)
-    actual = ddpm.bound(kernel, x_0, eps, t, s, bins=None, decoder_var=v)
-    wanted = 6 * ddpm.loss(denoise, x_0, eps, t, ddpm.vlb(schedule, decoder_var=v))
+    actual = losses.bound(kernel, x_0, eps, t, s, bins=None, decoder_var=v)
+    wanted = 6 * ddpm.loss(denoise, x_0, eps, t, losses.vlb(schedule, decoder_var=v))
     np.testing.assert_allclose(
         actual, wanted + 3 * math.log(2 * math.pi * v), rtol=64 * EPS, atol=256 * EPS
     )
@@ -138,7 +139,7 @@ def test_last_term_on_grey_values(log_sd, seed, bins):
     x_0 = 2 * rng.integers(0, bins, (3, 4)) * h - 1
     said = x_0 + sd * rng.uniform(-2, 2, x_0.shape)
     t, s = LINEAR(1), LINEAR(0)
-    actual = ddpm.bound(
+    actual = losses.bound(
         ddpm.reverse(lambda x_t, t: said), x_0, 0 * x_0, t, s, bins=bins, decoder_var=sd**2
     )
     above, below = ((x_0 + d - said) / sd for d in (h, -h))
@@ -157,7 +158,7 @@ def test_a_point_has_no_density():
     for variance in (ddpm.small, ddpm.large):
         kernel = ddpm.reverse(lambda x_t, t: x_t, variance)
         with pytest.raises(ValueError, match=r"a point, without a density: pass decoder_var"):
-            ddpm.bound(kernel, x, x, LINEAR(1), LINEAR(0))
+            losses.bound(kernel, x, x, LINEAR(1), LINEAR(0))
 
 
 def test_exact_kernel_of_a_point():
@@ -166,7 +167,7 @@ def test_exact_kernel_of_a_point():
     eps = np.random.default_rng(0).standard_normal(x_0.shape)
     kernel = ddpm.reverse(ddpm.DatasetOracle(x_0))
     for time in (2, 30, 1000):
-        assert ddpm.bound(kernel, x_0, eps, LINEAR(time), LINEAR(time - 1))[0] <= 64 * EPS
+        assert losses.bound(kernel, x_0, eps, LINEAR(time), LINEAR(time - 1))[0] <= 64 * EPS
 
 
 # Levels of the device. --------------------------------------------------------------------------
@@ -184,7 +185,7 @@ def learned(torch):
 
 
 def kernels(torch):
-    var = ddpm.decoder_variance(LINEAR)
+    var = ddpm.kernels.decoder_variance(LINEAR)
     predict = learned(torch)
     return {
         "learned": (ddpm.learned_range(predict, var), None),
@@ -207,7 +208,7 @@ def test_bound_per_sample(where, name, bins):
     eps = rng.standard_normal(x_0.shape)
     kernel, var = kernels(torch)[name]
     each = [
-        ddpm.bound(
+        losses.bound(
             kernel, x_0[i : i + 1], eps[i : i + 1], LINEAR(int(time)), LINEAR(int(time) - 1),
             bins=bins, decoder_var=var,
         )[0]
@@ -215,7 +216,9 @@ def test_bound_per_sample(where, name, bins):
     ]  # fmt: skip
     x, z = torch.tensor(x_0, requires_grad=True), torch.tensor(eps, requires_grad=True)
     times = torch.asarray(TIMES, dtype=torch.float64) if where == "device" else TIMES
-    actual = ddpm.bound(kernel, x, z, LINEAR(times), LINEAR(times - 1), bins=bins, decoder_var=var)
+    actual = losses.bound(
+        kernel, x, z, LINEAR(times), LINEAR(times - 1), bins=bins, decoder_var=var
+    )
     # τ of neighbours keeps EPS |log-SNR| / τ, and x_0 from eps is 12 times that at time 700.
     np.testing.assert_allclose(actual.detach().numpy(), each, rtol=1e5 * EPS)
     for wrt in torch.autograd.grad(actual.sum(), (x, z)):
@@ -233,16 +236,16 @@ def test_gradient_per_sample(bins):
 
     def kernel(rows):
         predict = ddpm.Predictor(lambda *_: raw[rows], LINEAR, variance=True)
-        return ddpm.learned_range(predict, ddpm.decoder_variance(LINEAR))
+        return ddpm.learned_range(predict, ddpm.kernels.decoder_variance(LINEAR))
 
     times = torch.asarray(TIMES, dtype=torch.float64)
-    together = ddpm.bound(
+    together = losses.bound(
         kernel(slice(None)), x_0, eps, LINEAR(times), LINEAR(times - 1), bins=bins
     )
     (actual,) = torch.autograd.grad(together.sum(), raw)
     for i, time in enumerate(TIMES.tolist()):
         row = slice(i, i + 1)
-        alone = ddpm.bound(
+        alone = losses.bound(
             kernel(row), x_0[row], eps[row], LINEAR(time), LINEAR(time - 1), bins=bins
         )
         (wanted,) = torch.autograd.grad(alone.sum(), raw)
@@ -252,7 +255,7 @@ def test_gradient_per_sample(bins):
 def term_of(x, eps, t, s):
     """A term of the bound, of levels per sample, some of them clean data."""
     kernel = ddpm.reverse(lambda x_t, t: 0.5 * x_t, ddpm.large)
-    return ddpm.bound(kernel, x, eps, t, s, decoder_var=0.01)
+    return losses.bound(kernel, x, eps, t, s, decoder_var=0.01)
 
 
 def hybrid_of(x, eps, t, s):
@@ -361,8 +364,8 @@ def test_hybrid(grads, predicts, where, bins):
     s = LINEAR(grads.asarray(TIMES - 1) if where == "device" else TIMES - 1)
 
     def term(raw):
-        kernel = ddpm.learned_range(predictor(raw, predicts), ddpm.decoder_variance(LINEAR))
-        return lam * 1000 * ddpm.bound(kernel, x_0, eps, t, s, bins=bins) / (6 * math.log(2))
+        kernel = ddpm.learned_range(predictor(raw, predicts), ddpm.kernels.decoder_variance(LINEAR))
+        return lam * 1000 * losses.bound(kernel, x_0, eps, t, s, bins=bins) / (6 * math.log(2))
 
     simple = lambda raw: ddpm.loss(predictor(raw, predicts), x_0, eps, t)
     hybrid = lambda raw: ddpm.hybrid(predictor(raw, predicts), x_0, eps, t, lam=lam, bins=bins)
@@ -388,7 +391,9 @@ def test_gradient_on_v():
     (on_raw,) = torch.autograd.grad(value.sum(), said)
     beta, tilde = ddpm.large(t, s), ddpm.small(t, s)
     var = np.exp((v + 1) / 2 * np.log(beta) + (1 - v) / 2 * np.log(tilde))
-    off = s.alpha * ddpm.tau(t, s) * t.sigma / t.alpha * (y - eps)  # of x_0, σ / α times eps'
+    off = (
+        s.alpha * ddpm.levels.tau(t, s) * t.sigma / t.alpha * (y - eps)
+    )  # of x_0, σ / α times eps'
     wanted = 0.25 * np.log(beta / tilde) * (1 - (tilde + off**2) / var)
     wanted *= 1000 / (3 * math.log(2))
     # β / β̃ is 1.001 here, so that its log keeps EPS 1e3.
@@ -433,7 +438,7 @@ def test_mean_term_of_gaussian_data(logsnr, gap, c, m):
     a, b = (grid.reshape(-1, 1) for grid in np.meshgrid(nodes, nodes))
     share = np.outer(weights, weights).ravel() / (2 * np.pi)
     kernel = ddpm.reverse(oracle, ddpm.optimal(lambda t: oracle.error(t).mean(-1)))
-    actual = share @ ddpm.bound(kernel, m + np.sqrt(c) * a, b, t, s)
+    actual = share @ losses.bound(kernel, m + np.sqrt(c) * a, b, t, s)
     exact = oracle.reverse(np.zeros((1, 1)), t, s).var[0, 0]
     wanted = 0.5 * math.log(exact / ddpm.small(t, s))
     lost = (1 + np.sqrt(c) * 2) * (1 + t.alpha / s.alpha) / math.sqrt(ddpm.small(t, s))
@@ -448,11 +453,11 @@ def test_a_fixed_variance_decodes_no_sample_of_a_batch(variance):
     t, s = schedule(np.array([1, 2])), schedule(np.array([0, 1]))
     kernel = ddpm.reverse(lambda x, t: x, variance)
     with pytest.raises(ValueError, match="pass decoder_var"):
-        ddpm.bound(kernel, x_0, x_0 + 0.1, t, s)
-    var = ddpm.decoder_variance(schedule)
-    both = ddpm.bound(kernel, x_0, x_0 + 0.1, t, s, decoder_var=var)
+        losses.bound(kernel, x_0, x_0 + 0.1, t, s)
+    var = ddpm.kernels.decoder_variance(schedule)
+    both = losses.bound(kernel, x_0, x_0 + 0.1, t, s, decoder_var=var)
     for i in range(2):
-        alone = ddpm.bound(
+        alone = losses.bound(
             kernel, x_0[:1], x_0[:1] + 0.1, schedule(i + 1), schedule(i), decoder_var=var
         )
         np.testing.assert_allclose(both[i], alone[0], rtol=1e-12)

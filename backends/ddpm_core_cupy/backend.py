@@ -16,10 +16,10 @@ from typing import Any
 import array_api_compat.cupy as xp
 import numpy as np
 
-from ddpm_core._typing import Array
+from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend
-from ddpm_core.levels import fit
 from ddpm_core.noise import normal_tables, portable_noise
+from ddpm_core.typing import Array
 from ddpm_core_cupy import kernels
 from ddpm_core_cupy._cupy import cupy
 from ddpm_core_cupy.cublas import matmul

@@ -12,7 +12,7 @@ from ctypes import c_int, c_longlong, c_void_p
 from functools import cache
 from typing import Any
 
-from ddpm_core._typing import Array
+from ddpm_core.typing import Array
 from ddpm_core_cupy._cupy import cupy
 
 #: By dtype: a number of it in C, cudaDataType, cublasComputeType_t.

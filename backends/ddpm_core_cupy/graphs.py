@@ -7,7 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple, cast
 
-from ddpm_core._typing import Array
+from ddpm_core.typing import Array
 from ddpm_core_cupy._cupy import cupy
 
 

@@ -12,12 +12,12 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
-from ddpm_core._typing import Noise
+from ddpm_core.arrays import check_pair
+from ddpm_core.checkpoints.own import Scaled
 from ddpm_core.denoisers import Clipped, Denoiser, Predictor
-from ddpm_core.levels import check_pair, level_at
-from ddpm_core.nn.checkpoints import Scaled
 from ddpm_core.noise import PortableNoise
 from ddpm_core.samplers import Row, Sampler, State, advance
+from ddpm_core.typing import Noise
 
 # With a network that is a pytree too (`JAX.network`), weights are arguments of compiled functions
 # and not constants in them.
@@ -51,7 +51,7 @@ def sample(
         inner = inner.denoise
     if isinstance(inner, Predictor):
         # Levels are traced below: here they are of the host, and checked against its schedule.
-        inner.timestep(np.empty(sampler.nfe), level_at(sampler.levels, slice(None, -1)))
+        inner.timestep(np.empty(sampler.nfe), sampler.levels.take(slice(None, -1)))
     if isinstance(denoise, Predictor):
         sampler = sampler.given(denoise.predicts)
     rows = sampler.rows_as(jnp, jnp.promote_types(x.dtype, jnp.float32))

@@ -15,8 +15,8 @@ from typing import Any, TypeAlias
 import numpy as np
 from array_api_compat import array_namespace
 
+from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend
-from ddpm_core.levels import fit
 from ddpm_core.nn import ChannelsLast, UNetConfig
 from ddpm_core_numpy.convolution import Kernel, convolve
 

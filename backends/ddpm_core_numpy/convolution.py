@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from ddpm_core._typing import Array
+from ddpm_core.typing import Array
 
 
 class Kernel:

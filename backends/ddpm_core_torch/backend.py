@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend
-from ddpm_core.levels import fit
 from ddpm_core.nn import Ops, UNetConfig
 from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps, TorchOps
 

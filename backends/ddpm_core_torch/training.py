@@ -21,11 +21,11 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
+from ddpm_core.checkpoints.files import read_tensors, write_whole
 from ddpm_core.denoisers import Predictor
 from ddpm_core.levels import Level
 from ddpm_core.losses import hybrid, loss, native
-from ddpm_core.nn.checkpoints import read_tensors, write_whole
-from ddpm_core.nn.unet import UNetConfig
+from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import NAMED
 from ddpm_core.schedules import Schedule, draw
 from ddpm_core_torch.backend import Torch

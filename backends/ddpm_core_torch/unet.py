@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ddpm_core.nn import UNetConfig, frequencies, initialise, unet
-from ddpm_core.nn.unet import FREQUENCIES
+from ddpm_core.nn.network import FREQUENCIES
 from ddpm_core_torch.ops import TorchOps
 
 

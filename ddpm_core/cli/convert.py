@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from ddpm_core.checkpoints import save, save_diffusers
 from ddpm_core.cli.models import open_model
-from ddpm_core.nn.checkpoints import save, save_diffusers
 
 
 def convert(

@@ -16,19 +16,20 @@ from rich.console import Console
 from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
-from ddpm_core._typing import Array
 from ddpm_core.backends import Backend, backend
+from ddpm_core.checkpoints import Checkpoint
+from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import datasets
 from ddpm_core.cli.models import Device, open_model
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.denoisers import clip
-from ddpm_core.levels import Level, level_at, steps_of
+from ddpm_core.kernels import Reverse, learned_range, optimal, reverse
+from ddpm_core.levels import Level, steps_of
 from ddpm_core.likelihood import Elbo, bits_per_dim, elbo, errors_at, interpolated
-from ddpm_core.nn.checkpoints import Checkpoint, write_whole
 from ddpm_core.process import large, small
-from ddpm_core.reverse import Reverse, learned_range, optimal, reverse
 from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Discrete
+from ddpm_core.typing import Array
 
 VARIANCES = ("auto", "small", "large", "optimal", "learned")
 
@@ -140,7 +141,7 @@ class _Run:
     ) -> None:
         self.checkpoint, self.on, self.batch = checkpoint, on, batch
         self.labelled, self.seed = labelled, seed
-        self.predict = checkpoint.predictor(on)
+        self.predict = checkpoint.predictor(on.network)
         self.denoise = clip(self.predict)
 
     def read(self, data: Path, split: str) -> datasets.Images:
@@ -199,7 +200,7 @@ class _Run:
         schedule = self.checkpoint.schedule
         if variance == "learned":
             t, s = steps_of(levels)
-            return learned_range(self.denoise, float(small(level_at(t, -2), level_at(s, -2))))
+            return learned_range(self.denoise, float(small(t.take(-2), s.take(-2))))
         if variance != "optimal":
             return reverse(self.denoise, small if variance == "small" else large)
         images = unseen()

@@ -15,8 +15,8 @@ from rich.text import Text
 
 import ddpm_core
 from ddpm_core.backends import Backend, backend, discover
+from ddpm_core.checkpoints import load
 from ddpm_core.models import bundled
-from ddpm_core.nn.checkpoints import load
 
 
 def info() -> None:

@@ -7,8 +7,8 @@ from typing import Annotated, TypeAlias
 
 import typer
 
+from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.models import bundled
-from ddpm_core.nn.checkpoints import Checkpoint, load
 
 Device: TypeAlias = Annotated[
     str | None, typer.Option(help="As the backend's library names it, such as cuda or cuda:1.")

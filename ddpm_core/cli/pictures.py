@@ -9,8 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_core._typing import Array
-from ddpm_core.nn.checkpoints import write_whole
+from ddpm_core.checkpoints.files import write_whole
+from ddpm_core.typing import Array
 
 _GAP = 2
 

@@ -11,13 +11,13 @@ import numpy as np
 import typer
 
 from ddpm_core import samplers
-from ddpm_core._typing import Array
 from ddpm_core.backends import Backend, backend
+from ddpm_core.checkpoints import Checkpoint
 from ddpm_core.cli import pictures
 from ddpm_core.cli.models import Device, open_model
 from ddpm_core.denoisers import clip
-from ddpm_core.nn.checkpoints import Checkpoint
 from ddpm_core.samplers import Sampler, trajectory
+from ddpm_core.typing import Array
 
 _NAMES = """
     dpmpp_2m dpmpp_3m dpmpp_2s unipc_1 unipc_2 unipc_3 ddim euler heun midpoint lms plms ipndm
@@ -107,7 +107,7 @@ def draw(
     from rich.console import Console
     from rich.progress import Progress, TimeElapsedColumn
 
-    denoise = clip(checkpoint.predictor(on))
+    denoise = clip(checkpoint.predictor(on.network))
     noise = on.portable_noise(seed)
     shape = (checkpoint.config.channels, *checkpoint.size)
     parts: list[list[Array]] = []

@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 import numpy as np
 import typer
 
-from ddpm_core._typing import Array
 from ddpm_core.backends import backend
+from ddpm_core.checkpoints import Checkpoint, save
 from ddpm_core.cli import datasets, pictures
 from ddpm_core.cli.sample import draw, parse_classes
-from ddpm_core.nn.checkpoints import Checkpoint, save
-from ddpm_core.nn.unet import UNetConfig
+from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import NAMED
 from ddpm_core.samplers import dpmpp_2m
 from ddpm_core.schedules import Discrete, cosine, linear
+from ddpm_core.typing import Array
 
 if TYPE_CHECKING:
     from ddpm_core_torch.training import Trainer

@@ -23,16 +23,16 @@ from rich.table import Table
 from rich.text import Text
 
 import ddpm_core
-from ddpm_core._typing import Array, Noise
+from ddpm_core.arrays import combine, is_half
 from ddpm_core.backends import Backend, backend
+from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli.info import version_of
 from ddpm_core.cli.models import Device
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.denoisers import Predictor
-from ddpm_core.levels import Level, combine, is_half
+from ddpm_core.levels import Level
 from ddpm_core.losses import loss
 from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
-from ddpm_core.nn.checkpoints import write_whole
 from ddpm_core.noise import portable_noise
 from ddpm_core.oracles import GaussianOracle
 from ddpm_core.parameterisations import eps, v
@@ -54,6 +54,7 @@ from ddpm_core.samplers import (
 )
 from ddpm_core.samplers import sample as draw_sample
 from ddpm_core.schedules import linear
+from ddpm_core.typing import Array, Noise
 
 SCHEDULE = linear()
 SAMPLERS = (
@@ -395,7 +396,7 @@ def forward(on: Backend, host: Backend) -> Finding:
         s, t = SCHEDULE(low), SCHEDULE(high)
         pairs = (
             (q_sample(x, z, t), q_sample(wide_x, wide_z, t)),
-            (q_step(x, z, s, t), q_step(wide_x, wide_z, s, t)),
+            (q_step(x, z, t, s), q_step(wide_x, wide_z, t, s)),
             (q_posterior(x, z, t, s).mean, q_posterior(wide_x, wide_z, t, s).mean),
         )
         found += [_difference(on, *pair) for pair in pairs]

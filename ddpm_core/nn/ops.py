@@ -11,8 +11,8 @@ from typing import Any
 
 from array_api_compat import array_namespace
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import device_of
+from ddpm_core.arrays import device_of
+from ddpm_core.typing import Array
 
 
 class Ops:

@@ -1,16 +1,6 @@
 """Samplers: tables (`table`), loops that run them (`run`), and one file per family of solvers."""
 
 from ddpm_core.samplers.adams import deis_2, deis_3, ipndm, lms, plms
-from ddpm_core.samplers.ancestral import (
-    ancestral,
-    ddim,
-    ddim_inversion,
-    deis_1,
-    dpm_solver_1,
-    euler,
-    euler_ancestral,
-    sde_dpmpp_1,
-)
 from ddpm_core.samplers.dpm_solver import (
     dpm_solver_2,
     dpm_solver_2m,
@@ -24,9 +14,19 @@ from ddpm_core.samplers.dpm_solver import (
     sde_dpmpp_3m,
 )
 from ddpm_core.samplers.edm import edm_stochastic, heun, restart
-from ddpm_core.samplers.er_sde import er_sde
+from ddpm_core.samplers.extended import er_sde
+from ddpm_core.samplers.first_order import (
+    ancestral,
+    ddim,
+    ddim_inversion,
+    deis_1,
+    dpm_solver_1,
+    euler,
+    euler_ancestral,
+    sde_dpmpp_1,
+)
 from ddpm_core.samplers.run import Noise, Step, sample, sample_kernel, trajectory
-from ddpm_core.samplers.table import Row, Sampler, State, advance, levels_of, table
+from ddpm_core.samplers.tables import Row, Sampler, State, advance, levels_of, table
 from ddpm_core.samplers.unipc import sa_solver, unipc_1, unipc_2, unipc_3
 from ddpm_core.samplers.unrolled import Unrolled, from_step
 

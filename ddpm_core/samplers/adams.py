@@ -11,9 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core._typing import Array
 from ddpm_core.grids import Grid, trailing
-from ddpm_core.levels import Level, level_at, steps_of
+from ddpm_core.levels import Level, steps_of
 from ddpm_core.samplers.multistep import (
     gauss_legendre,
     lags,
@@ -22,8 +21,9 @@ from ddpm_core.samplers.multistep import (
     ratio,
     reads_eps,
 )
-from ddpm_core.samplers.table import Sampler, levels_of, table
+from ddpm_core.samplers.tables import Sampler, levels_of, table
 from ddpm_core.schedules import Schedule
+from ddpm_core.typing import Array
 
 
 def lms(
@@ -76,7 +76,7 @@ def plms(
     for i in range(2, steps + 1):
         past = [j for j in range(i + 1) if j != i - 1][:order]
         weights[i, past] = even[i - 1, : len(past)]
-    t, s = (level_at(part, step) for part in steps_of(levels))
+    t, s = (part.take(step) for part in steps_of(levels))
     second = np.arange(steps + 1) == 1
     on_x = s.alpha / t.alpha
     point = {"x": np.where(second, 0.0, on_x), "anchor": np.where(second, on_x, 0.0)}

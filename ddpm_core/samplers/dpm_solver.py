@@ -19,7 +19,6 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core._typing import Array
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import Level, steps_of
 from ddpm_core.samplers.multistep import (
@@ -31,8 +30,9 @@ from ddpm_core.samplers.multistep import (
     scale_sde,
     staged,
 )
-from ddpm_core.samplers.table import Sampler, levels_of, table
+from ddpm_core.samplers.tables import Sampler, levels_of, table
 from ddpm_core.schedules import Schedule
+from ddpm_core.typing import Array
 
 
 def dpmpp_2m(

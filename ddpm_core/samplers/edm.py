@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.grids import Grid, trailing
-from ddpm_core.levels import Level, level_at, steps_of
+from ddpm_core.levels import Level, steps_of
 from ddpm_core.samplers.multistep import ratio, reads_eps, staged
-from ddpm_core.samplers.table import Sampler, levels_of
+from ddpm_core.samplers.tables import Sampler, levels_of
 from ddpm_core.schedules import Schedule
 
 
@@ -95,7 +95,7 @@ def restart(
     if not hasattr(repeats, "__index__") or repeats < 0:
         raise ValueError(f"repeats must be an integer of at least 0, but is {repeats}")
     order = [*range(j), *[*range(i, j)] * repeats, *range(j, steps)]
-    t, s = (level_at(part, order) for part in steps_of(levels))
+    t, s = (part.take(order) for part in steps_of(levels))
     return _heun("restart", t, s)
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import Level, level_at, steps_of
-from ddpm_core.samplers.table import Sampler, table
+from ddpm_core.levels import Level, steps_of
+from ddpm_core.samplers.tables import Sampler, table
+from ddpm_core.typing import Array
 
 
 def half_log_snr_steps(levels: Level) -> Array:
@@ -109,7 +109,7 @@ def reads_eps(name: str, levels: Level) -> tuple[Array, Array]:
 
     ValueError at alpha = 0, where eps is all of x_t and says nothing.
     """
-    t = level_at(levels, slice(None, -1))
+    t = levels.take(slice(None, -1))
     if not np.all(t.alpha > 0):
         raise ValueError(
             f"{name} works in x / alpha, but alpha = 0 at the first level; use ddim, ancestral or "
@@ -145,7 +145,7 @@ def staged(
     def rows(columns: list[Array]) -> Array:
         return np.stack(columns, axis=1)[keep]
 
-    parts = (level_at(end, slice(-1, None)), *looks)
+    parts = (end.take(slice(-1, None)), *looks)
     levels = Level(*(np.append(rows(each), last) for last, *each in zip(*parts, strict=True)))
     nothing = np.zeros(len(whole))
     names = dict.fromkeys(column for stage in stages for column in stage)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ddpm_core._typing import Array, Lincomb, Noise
+from ddpm_core.arrays import check_pair, combine
 from ddpm_core.denoisers import Denoiser
-from ddpm_core.levels import Level, check_pair, combine, level_at
-from ddpm_core.reverse import Reverse
-from ddpm_core.samplers.table import Row, Sampler, advance
+from ddpm_core.kernels import Reverse
+from ddpm_core.levels import Level
+from ddpm_core.samplers.tables import Row, Sampler, advance
+from ddpm_core.typing import Array, Lincomb, Noise
 
 
 class Step(NamedTuple):
@@ -50,7 +51,7 @@ def trajectory(
         raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
     state = sampler.start(x)
     rows, shape = sampler.rows(), tuple(x.shape)
-    end = Level(*(float(field[-1]) for field in sampler.levels))
+    end = sampler.levels.take(-1)
     levels = [*(row.level for row in rows[1:]), end]
     for i, row in enumerate(progress(rows), start=1):
         x_0 = denoise(state.point, row.level, **cond)
@@ -104,9 +105,9 @@ def sample_kernel(
     """
     check_pair(x=x)
     last = len(levels.sigma) - 1
-    pairs = [Level(*(float(field) for field in level_at(levels, i))) for i in range(last + 1)]
+    pairs = [levels.take(i) for i in range(last + 1)]
     for i in progress(list(range(1, last + 1))):
         t, s = pairs[i - 1], pairs[i]
         step = reverse(x, t, s, **cond)
-        x = step.draw(noise(i, tuple(x.shape))) if s.sigma > 0 else step.mean
+        x = step.reparameterise(noise(i, tuple(x.shape))) if s.sigma > 0 else step.mean
     return x

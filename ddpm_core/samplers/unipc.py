@@ -10,12 +10,12 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core._typing import Array
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import Level, steps_of
 from ddpm_core.samplers.multistep import exponential, half_log_snr_steps, lags, named, scale_sde
-from ddpm_core.samplers.table import Sampler, levels_of, table
+from ddpm_core.samplers.tables import Sampler, levels_of, table
 from ddpm_core.schedules import Schedule
+from ddpm_core.typing import Array
 
 
 def unipc_1(

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import Level, level_at
+from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Parameterisation, check_readable, reading, x0
+from ddpm_core.typing import Array
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,12 +74,12 @@ def from_step(
 
     ValueError where a level that is looked at is clean data, or says nothing of x_0.
     """
-    check_readable(predicts, level_at(levels, slice(None, -1)))
+    check_readable(predicts, levels.take(slice(None, -1)))
     n = len(levels.sigma) - 1
     basis = np.eye(1 + 2 * n)
     points = [basis[0]]
     for i in range(n):
-        t = level_at(levels, i)
+        t = levels.take(i)
         on_x_t, on_y = reading(predicts, x0, t)
         y = (basis[1 + i] - on_x_t * points[-1]) / on_y
         found = step(i, *map(asarray, (points[-1], y, basis[1 + n + i])))

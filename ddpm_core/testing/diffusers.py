@@ -12,10 +12,10 @@ from unittest.mock import patch
 
 import numpy as np
 
-from ddpm_core._typing import Array
 from ddpm_core.levels import Level, from_logsnr
-from ddpm_core.parameterisations import Parameterisation, Row, eps, v, x0
+from ddpm_core.parameterisations import Pair, Parameterisation, eps, v, x0
 from ddpm_core.samplers.unrolled import Unrolled, from_step
+from ddpm_core.typing import Array
 
 _PREDICTS: dict[str, Parameterisation] = {"epsilon": eps, "sample": x0, "v_prediction": v}
 
@@ -80,7 +80,7 @@ def _predicts(config: Any) -> Parameterisation:
         return _PREDICTS[name]
     data, sign = float(config["sigma_data"]), -1.0 if name == "v_prediction" else 1.0
 
-    def preconditioned(t: Level) -> Row:
+    def preconditioned(t: Level) -> Pair:
         """±F, where x_0 = c_skip x / α + c_out F (Karras et al. 2022, Table 1)."""
         k = t.sigma / t.alpha
         norm = np.sqrt(k**2 + data**2)

@@ -7,10 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import Level, level_at, log_sigmoid, steps_of, tau
+from ddpm_core.arrays import log_sigmoid
+from ddpm_core.levels import Level, steps_of, tau
 from ddpm_core.process import posterior_row, small
 from ddpm_core.schedules import Discrete, Schedule, from_alpha_bars, from_betas
+from ddpm_core.typing import Array
 
 _EPS = float(np.finfo(np.float64).eps)
 
@@ -164,7 +165,7 @@ def _worst(law: str, error: Array, allowed: Any, levels: Level) -> list[str]:
     if not bad.any():
         return []
     i = int(np.argmax(np.where(bad, np.nan_to_num(error / allowed, nan=math.inf), -1.0)))
-    at = level_at(levels, i)
+    at = levels.take(i)
     return [
         f"{law}: at {np.count_nonzero(bad)} of {len(error)} levels it does not hold; the worst is "
         f"off by {error[i]:.3g} at time {at.time:g}, where {allowed[i]:.3g} is rounding"

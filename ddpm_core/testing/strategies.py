@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 
-from ddpm_core._typing import Array
 from ddpm_core.levels import Level
 from ddpm_core.schedules import (
     VP,
@@ -28,6 +27,7 @@ from ddpm_core.schedules import (
     scaled_linear,
     zero_terminal_snr,
 )
+from ddpm_core.typing import Array
 
 
 @st.composite

@@ -8,26 +8,21 @@ libraries are read too (`layouts`), and diffusers' are written.
 from __future__ import annotations
 
 import dataclasses
-import importlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 
-from ddpm_core._typing import Array
+from ddpm_core.checkpoints import layouts
+from ddpm_core.checkpoints.files import check_names, read_tensors, safetensors_module, write_whole
 from ddpm_core.denoisers import Predictor
-from ddpm_core.nn import layouts
-from ddpm_core.nn.unet import UNetConfig, parameter_shapes
+from ddpm_core.nn.network import UNetConfig, parameter_shapes
 from ddpm_core.parameterisations import NAMED
 from ddpm_core.schedules import VP, Discrete, LinearLogSNR, Schedule
-
-if TYPE_CHECKING:
-    from ddpm_core.backends import Backend
+from ddpm_core.typing import Array
 
 _KEY, _SCHEDULER = "ddpm_core", "scheduler_config.json"
 _SCHEDULES = {kind.__name__: kind for kind in (Discrete, VP, LinearLogSNR)}
@@ -54,9 +49,12 @@ class Checkpoint:
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
     timestep_scale: float = 1.0
 
-    def predictor(self, backend: Backend) -> Predictor:
-        """The network on a backend, ready to sample from."""
-        net = backend.network(dict(self.params), self.config)
+    def predictor(self, network: Callable[[dict[str, Array], UNetConfig], Any]) -> Predictor:
+        """The network, ready to sample from.
+
+        network: a backend's `network`, or any function (params, config) -> network
+        """
+        net = network(dict(self.params), self.config)
         if self.timestep_scale != 1:
             net = Scaled(net, self.timestep_scale)
         variance = self.config.out_channels == 2 * self.config.channels
@@ -79,7 +77,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
 
     The file appears whole or not at all: OSError if it cannot be written.
     """
-    to_bytes = _safetensors("safetensors.numpy").save
+    to_bytes = safetensors_module("safetensors.numpy").save
 
     schedule = checkpoint.schedule
     if type(schedule).__name__ not in _SCHEDULES or checkpoint.predicts not in NAMED:
@@ -202,50 +200,6 @@ def _load_published(path: Path, tensors: dict[str, Array]) -> Checkpoint:
     )
 
 
-def read_tensors(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """The arrays and metadata of a safetensors file, or the arrays of a file of torch."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no checkpoint at {path}")
-    if Path(path).suffix in (".pt", ".pth", ".ckpt", ".bin"):
-        return _read_torch(Path(path)), {}
-    library = _safetensors("safetensors")
-    try:
-        opened: Any = library.safe_open(path, framework="np")
-        with opened as file:
-            names: list[str] = list(file.keys())
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-    except (library.SafetensorError, TypeError) as error:  # the second, of types that NumPy lacks
-        raise ValueError(f"{path} is not a safetensors file, or is truncated ({error})") from None
-
-
-def _read_torch(path: Path) -> dict[str, Array]:
-    """The tensors of a state dict that torch saved; of a training state, the averaged weights."""
-    try:
-        torch: Any = importlib.import_module("torch")
-    except ModuleNotFoundError:
-        raise ImportError(
-            f"{path} needs torch to be read: pip install 'ddpm-core[torch]'"
-        ) from None
-    try:
-        found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # whatever its unpickler meets
-        reason = (str(error).strip() or repr(error)).splitlines()[0]
-        raise ValueError(f"{path} is no file of tensors, or is truncated ({reason})") from None
-    if isinstance(found, list) and found:  # DDIM's: model, optimiser, epoch, step, average
-        found = cast(list[Any], found)[-1 if isinstance(found[-1], dict) else 0]
-    named = cast(dict[str, Any], found if isinstance(found, dict) else {})
-    for key in ("ema", "state_dict", "model"):  # of a training state
-        named = cast(dict[str, Any], named.get(key, named))
-    tensors: dict[str, Array] = {
-        name.removeprefix("module."): tensor.detach().float().numpy()
-        for name, tensor in named.items()
-        if isinstance(tensor, torch.Tensor)
-    }
-    if not tensors:
-        raise ValueError(f"{path} holds no tensors by name")
-    return tensors
-
-
 def save_diffusers(folder: str | Path, checkpoint: Checkpoint) -> None:
     """Writes a folder that diffusers reads: UNet2DModel's config.json and weights, and a scheduler.
 
@@ -253,7 +207,7 @@ def save_diffusers(folder: str | Path, checkpoint: Checkpoint) -> None:
 
     FileExistsError if it is there already; ValueError if diffusers has no such network or schedule.
     """
-    to_bytes = _safetensors("safetensors.numpy").save
+    to_bytes = safetensors_module("safetensors.numpy").save
     about = layouts.config_to_diffusers(checkpoint.config, checkpoint.size)
     scheduler = layouts.schedule_to_diffusers(checkpoint.schedule, checkpoint.predicts)
     if checkpoint.timestep_scale != 1:
@@ -278,60 +232,3 @@ def _json(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError(f"{path} is not a JSON object")
     return cast(dict[str, Any], found)
-
-
-def _safetensors(module: str) -> Any:
-    try:
-        return importlib.import_module(module)
-    except ModuleNotFoundError:
-        raise ImportError("checkpoints need safetensors: pip install 'ddpm-core[cli]'") from None
-
-
-def check_names(
-    what: str | Path, found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]]
-) -> None:
-    """ValueError that lists which tensors are missing, unexpected, or of a wrong shape."""
-    wrong = {
-        "missing": sorted(expected.keys() - found.keys()),
-        "unexpected": sorted(found.keys() - expected.keys()),
-        "of a wrong shape": [
-            f"{name} {tuple(found[name])} for {expected[name]}"
-            for name in sorted(expected.keys() & found.keys())
-            if tuple(found[name]) != expected[name]
-        ],
-    }
-    complaints = [
-        f"{len(names)} {how}: {', '.join(names[:3])}{', ...' if len(names) > 3 else ''}"
-        for how, names in wrong.items()
-        if names
-    ]
-    if complaints:
-        raise ValueError(f"{what} does not hold the network it describes; {'; '.join(complaints)}")
-
-
-def write_whole(path: str | Path, data: bytes) -> None:
-    """Writes a file under a temporary name beside it, then renames: whole, or not at all.
-
-    An OSError names the file, not the temporary one.
-    """
-    path = Path(path)
-    try:
-        handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-        try:
-            with os.fdopen(handle, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).chmod(0o666 & ~_umask())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from None
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core._typing import Array
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import steps_of
 from ddpm_core.samplers.multistep import gauss_legendre, lags, named, quadrature, ratio, reads_eps
-from ddpm_core.samplers.table import Sampler, levels_of, table
+from ddpm_core.samplers.tables import Sampler, levels_of, table
 from ddpm_core.schedules import Schedule
+from ddpm_core.typing import Array
 
 
 def er_sde_5(k: Array) -> Array:

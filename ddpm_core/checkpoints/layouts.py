@@ -13,9 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_core._typing import Array
 from ddpm_core.levels import steps_of
-from ddpm_core.nn.unet import UNetConfig
+from ddpm_core.nn.network import UNetConfig
 from ddpm_core.process import large
 from ddpm_core.schedules import (
     Discrete,
@@ -27,6 +26,7 @@ from ddpm_core.schedules import (
     scaled_linear,
     zero_terminal_snr,
 )
+from ddpm_core.typing import Array
 
 Tensors = dict[str, Array]
 

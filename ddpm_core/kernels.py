@@ -8,12 +8,13 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from ddpm_core._typing import Array, Scalar
+from ddpm_core.arrays import exp, fit, log
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.gaussians import Gaussian
-from ddpm_core.levels import Level, exp, fit, log, tau
+from ddpm_core.levels import Level, tau
 from ddpm_core.process import Variance, large, q_posterior, small
 from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.typing import Array, Scalar
 
 
 class Reverse(Protocol):

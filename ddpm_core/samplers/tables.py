@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace
 
-from ddpm_core._typing import Array, Lincomb, Scalar
+from ddpm_core.arrays import astype, combine, is_half, is_number, same_shape
 from ddpm_core.grids import Grid, check_steps, trailing
-from ddpm_core.levels import Level, astype, combine, is_half, is_number, level_at, same_shape
+from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Parameterisation, reading, x0
 from ddpm_core.samplers.unrolled import Unrolled
 from ddpm_core.schedules import Schedule
+from ddpm_core.typing import Array, Lincomb, Scalar
 
 
 class State(NamedTuple):
@@ -126,7 +127,7 @@ class Sampler:
         For a loop of your own, or `sample` with (x_t, level) -> that output; with a `Predictor` it
         needs no such step.
         """
-        t = level_at(self.levels, slice(None, -1))
+        t = self.levels.take(slice(None, -1))
         on_x_t, on_y = reading(predicts, x0, t)
         u, v = self.read.T
         u, v = u + v * on_x_t, v * on_y

@@ -5,32 +5,21 @@ Nats, per sample, throughout; `bits_per_dim` turns them into bits per coordinate
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core._typing import Array, Noise, Scalar
+from ddpm_core.arrays import check_pair, exp, fit
 from ddpm_core.denoisers import Denoiser
-from ddpm_core.gaussians import Gaussian, kl, log_prob, mean_of_sample, sum_of_sample
-from ddpm_core.levels import (
-    Level,
-    check_pair,
-    combine,
-    device_of,
-    exp,
-    fit,
-    from_logsnr,
-    level_at,
-    tau,
-)
+from ddpm_core.gaussians import Gaussian, kl, mean_of_sample
+from ddpm_core.kernels import Reverse, is_clean
+from ddpm_core.levels import Level, from_logsnr, tau
 from ddpm_core.losses import divergence
 from ddpm_core.process import q_marginal, q_posterior, q_sample, small
-from ddpm_core.reverse import Reverse, is_clean
-from ddpm_core.schedules import Schedule
+from ddpm_core.typing import Array, Noise, Scalar
 
 
 class Elbo(NamedTuple):
@@ -97,7 +86,7 @@ def elbo(
         levels = Level(*(np.append(a, c) for a, c in zip(levels, clean, strict=True)))
     n, shape = len(levels.sigma) - 1, tuple(x_0.shape)
     index, weight = _terms_of(levels, shape[0], u)
-    ho = small(_at(levels, n - 2), _at(levels, n - 1)) if n > 1 else None
+    ho = small(levels.take(n - 2), levels.take(n - 1)) if n > 1 else None
 
     def term(j: int, t: Level, s: Level, var: Scalar | None = None) -> tuple[Array, Array]:
         x_t = q_sample(x_0, noise(j + 1, shape), t)
@@ -113,11 +102,11 @@ def elbo(
     errors: list[Array] = []
     for j in progress(list(range(index.shape[1]))):
         at: Any = j if u is None else index[:, j]
-        nats, error = term(j, _at(levels, at), _at(levels, at + 1))
+        nats, error = term(j, levels.take(at), levels.take(at + 1))
         steps.append(nats if u is None else fit(weight[:, j], nats) * nats)
         errors.append(error)
-    data, error = term(index.shape[1], _at(levels, n - 1), _at(levels, n), decoder_var)
-    prior = kl(q_marginal(x_0, _at(levels, 0)), Gaussian(xp.zeros_like(x_0), 1.0))
+    data, error = term(index.shape[1], levels.take(n - 1), levels.take(n), decoder_var)
+    prior = kl(q_marginal(x_0, levels.take(0)), Gaussian(xp.zeros_like(x_0), 1.0))
     empty = xp.reshape(data, (-1, 1))[:, :0]
     return Elbo(
         prior,
@@ -127,12 +116,6 @@ def elbo(
         weight,
         xp.stack([*errors, error], axis=1),
     )
-
-
-def _at(levels: Level, index: Any) -> Level:
-    """One level as Python floats, or a level per sample."""
-    level = level_at(levels, index)
-    return Level(*map(float, level)) if np.ndim(index) == 0 else level
 
 
 def _terms_of(levels: Level, batch: int, u: Any) -> tuple[Array, Array]:
@@ -216,7 +199,7 @@ def errors_at(denoise: Denoiser, levels: Level, x_0: Array, noise: Noise, **cond
     """
     errors: list[float] = []
     for i in range(len(levels.sigma)):
-        t = _at(levels, i)
+        t = levels.take(i)
         x_t = q_sample(x_0, noise(i + 1, tuple(x_0.shape)), t)
         each = mean_of_sample((x_0 - denoise(x_t, t, **cond)) ** 2)
         errors.append(math.fsum(each.tolist()) / each.shape[0])
@@ -236,148 +219,3 @@ def interpolated(levels: Level, errors: Array) -> Callable[[Level], Scalar]:
         return exp(np.interp(t.logsnr, at, log_errors))
 
     return error
-
-
-# The probability flow. --------------------------------------------------------------------------
-
-#: (f, a, b, y) -> (y at b, the integral of f's second value), f(s, y) -> (dy / ds, a rate (B,)).
-Solve: TypeAlias = Callable[
-    [Callable[[float, Array], tuple[Array, Array]], float, float, Array], tuple[Array, Array]
-]
-#: (f, (x,), (v,)) -> (f(x), J v); `torch.func.jvp` and `jax.jvp` are two.
-Jvp: TypeAlias = Callable[..., tuple[Array, Array]]
-
-
-def flow_log_prob(
-    denoise: Denoiser,
-    schedule: Schedule,
-    x: Array,
-    start: Level,
-    end: Level | None = None,
-    *,
-    solve: Solve | None = None,
-    probes: Array | None = None,
-    jvp: Jvp | None = None,
-    **cond: Any,
-) -> Array:
-    """log density of x under the probability flow, in nats: (B,) (Song et al. 2021, section 4.3).
-
-    With y = x / α the flow is dy / dς = eps, ς = σ / α, and
-    log p(x) = log N(x_end; 0, I) + D log(α_end / α_start) + ∫ tr(∂eps / ∂y) dς
-
-    x: (B, *D), at level start
-    start: of the host, with noise: nothing is read at clean data. For data, a level so clean that
-        x may stand for x_start; grey values are to be `dequantised` first
-    end: of the host, where x is standard normal; by default the schedule's noisiest, and α > 0
-    solve: `heun(steps)` or `dop853()`, of this module; heun(100) by default
-    probes: (P, B, *D) of E v v' = I, such as random signs: Hutchinson's estimate of the trace, the
-        mean over P. None is the exact trace, which calls the denoiser once a coordinate
-    jvp: derivatives along a direction, such as `torch.func.jvp` or `jax.jvp`; by default central
-        differences, for which x should be float64
-    cond: passed to the denoiser
-    """
-    xp = check_pair(x=x)
-    end = schedule(schedule.ends[1]) if end is None else end
-    if not (start.sigma > 0 and end.alpha > 0 and start.logsnr > end.logsnr):
-        raise ValueError(
-            f"start must have noise, end data, and start be the cleaner, but log-SNR is "
-            f"{start.logsnr:.6g} at start and {end.logsnr:.6g} at end"
-        )
-    dims = math.prod(x.shape[1:])
-    along = central_difference if jvp is None else jvp
-    if probes is None:
-        eye = xp.eye(dims, dtype=x.dtype, **device_of(xp, x))
-        directions = [
-            xp.broadcast_to(xp.reshape(e, (1, *x.shape[1:])), x.shape) for e in _rows(eye)
-        ]
-        weight = 1.0
-    else:
-        if tuple(probes.shape[1:]) != tuple(x.shape):
-            raise ValueError(
-                f"probes must be (P, {', '.join(map(str, x.shape))}), not {probes.shape}"
-            )
-        directions, weight = _rows(probes), 1 / probes.shape[0]
-
-    def rates(s: float, y: Array) -> tuple[Array, Array]:
-        """d / ds of y and of the log density's loss, at s = log ς = -log-SNR / 2."""
-        t = schedule.at(-2 * s)
-
-        def eps(y: Array) -> Array:
-            x = y * t.alpha
-            return combine((1 / t.sigma, x), (-t.alpha / t.sigma, denoise(x, t, **cond)))
-
-        value, trace = y, 0.0
-        for v in directions:
-            value, slope = along(eps, (y,), (v,))
-            trace = trace + weight * sum_of_sample(v * slope)
-        width = math.exp(s)
-        return value * width, trace * width
-
-    solve = heun(100) if solve is None else solve
-    y, gained = solve(rates, -start.logsnr / 2, -end.logsnr / 2, x / start.alpha)
-    normal = Gaussian(xp.zeros_like(x), 1.0)
-    return log_prob(normal, y * end.alpha) + dims * math.log(end.alpha / start.alpha) + gained
-
-
-def heun(steps: int) -> Solve:
-    """Heun's method in equal steps of log-SNR: second order, 2 rates a step, any array library."""
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, but is {steps}")
-
-    def solve(f: Any, a: float, b: float, y: Array) -> tuple[Array, Array]:
-        total: Any = 0.0
-        h = (b - a) / steps
-        for i in range(steps):
-            slope, rate = f(a + i * h, y)
-            # The last point is b itself: no rounding may take it past the schedule's end.
-            later = b if i + 1 == steps else a + (i + 1) * h
-            slope_2, rate_2 = f(later, y + h * slope)
-            y = y + 0.5 * h * (slope + slope_2)
-            total = total + 0.5 * h * (rate + rate_2)
-        return y, total
-
-    return solve
-
-
-def dop853(rtol: float = 1e-8, atol: float = 1e-8) -> Solve:
-    """SciPy's Dormand-Prince 8(5,3), adaptive, in float64 on the host; needs scipy."""
-    try:
-        integrate: Any = importlib.import_module("scipy.integrate")
-    except ModuleNotFoundError:
-        raise ImportError("dop853 needs scipy: pip install scipy") from None
-
-    def solve(f: Any, a: float, b: float, y: Array) -> tuple[Array, Array]:
-        xp, batch, size = array_namespace(y), y.shape[0], math.prod(y.shape)
-        place = device_of(xp, y)
-
-        def host(x: Array) -> Array:
-            return np.asarray(xp.reshape(x, (-1,)).tolist(), dtype=np.float64)
-
-        def back(x: Array, shape: tuple[int, ...]) -> Array:
-            return xp.asarray(x.reshape(shape).tolist(), dtype=y.dtype, **place)
-
-        def flat(s: float, packed: Array) -> Array:
-            slope, rate = f(min(max(float(s), a), b), back(packed[:size], y.shape))
-            return np.concatenate([host(slope), host(rate)])
-
-        first = np.concatenate([host(y), np.zeros(batch)])
-        found = integrate.solve_ivp(flat, (a, b), first, method="DOP853", rtol=rtol, atol=atol)
-        if not found.success:
-            raise ValueError(f"dop853 failed: {found.message}")
-        last = found.y[:, -1]
-        return back(last[:size], y.shape), back(last[size:], (batch,))
-
-    return solve
-
-
-def central_difference(
-    f: Callable[[Array], Array], primals: tuple[Array], tangents: tuple[Array]
-) -> tuple[Array, Array]:
-    """f(x), and (f(x + h v) - f(x - h v)) / 2 h, h the cube root of eps(dtype): errors of h²."""
-    (x,), (v,) = primals, tangents
-    h = cast(float, array_namespace(x).finfo(x.dtype).eps) ** (1 / 3)
-    return f(x), (f(x + h * v) - f(x - h * v)) / (2 * h)
-
-
-def _rows(a: Array) -> list[Array]:
-    return [a[i, ...] for i in range(a.shape[0])]

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.grids import Grid, trailing
-from ddpm_core.levels import level_at, steps_of, tau
+from ddpm_core.levels import steps_of, tau
 from ddpm_core.process import Variance, posterior_row, small
-from ddpm_core.samplers.table import Sampler, levels_of, table
+from ddpm_core.samplers.tables import Sampler, levels_of, table
 from ddpm_core.schedules import Schedule
 
 
@@ -89,7 +89,7 @@ def ddim_inversion(
     times = np.asarray(times, dtype=np.float64)
     if not np.all(np.diff(times) > 0):
         raise ValueError(f"times must rise, from a level with noise, but are {times}")
-    levels = level_at(levels_of(schedule, steps, times=times[::-1]), slice(None, None, -1))
+    levels = levels_of(schedule, steps, times=times[::-1]).take(slice(None, None, -1))
     if levels.sigma[0] == 0:
         raise ValueError(
             f"ddim_inversion cannot start at clean data, time {levels.time[0]:g}, where eps is "

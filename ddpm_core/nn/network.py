@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core._typing import Array
-from ddpm_core.levels import astype, device_of
+from ddpm_core.arrays import astype, device_of
 from ddpm_core.nn.ops import Ops
+from ddpm_core.typing import Array
 
 
 @dataclass(frozen=True)

@@ -1,18 +1,47 @@
-"""Noise levels drawn as often as their losses matter (Nichol & Dhariwal 2021, section 3.3).
-
-The bound's terms differ by orders of magnitude over t. Drawing t in proportion to the root mean
-square of its last losses, and dividing by that probability, leaves the mean what it was and
-lowers its variance. The state is two arrays of the host and every function is pure: processes that
-record the same gathered losses in the same order hold the same state.
-"""
+"""Training levels: drawn evenly, or as often as their losses matter."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 import numpy as np
+from array_api_compat import array_namespace
 
-from ddpm_core._typing import Array
+from ddpm_core.arrays import widen
+from ddpm_core.levels import Level
+from ddpm_core.schedules.discrete import Discrete
+from ddpm_core.schedules.protocol import Schedule
+from ddpm_core.typing import Array
+
+
+def draw(schedule: Schedule, u: Array) -> Level:
+    """Training levels for uniform numbers: t ~ Uniform{1 .. T}, or uniform over (clean, noisiest].
+
+    u: (B,), uniform in [0, 1); the level has its library, device and dtype, or is float64 on the
+        host where u is a NumPy array
+
+    Clean data is never drawn.
+
+    >>> from ddpm_core import linear
+    >>> draw(linear(1000), np.array([0.0, 0.5, 0.999])).time
+    array([1000.,  500.,    1.])
+    """
+    xp = array_namespace(u)
+    u = widen(xp, u)  # in bfloat16, 1000 levels would be about 250
+    clean, noisiest = schedule.ends
+    if isinstance(schedule, Discrete):
+        # A u that was cast down to float32 may be 1: hence the minimum.
+        back = xp.minimum(xp.floor(u * noisiest), xp.full_like(u, noisiest - 1))
+        return schedule(noisiest - back)
+    return schedule(noisiest - u * (noisiest - clean))
+
+
+# Importance sampling (Nichol & Dhariwal 2021, section 3.3). --------------------------------------
+#
+# The bound's terms differ by orders of magnitude over t. Drawing t in proportion to the root mean
+# square of its last losses, and dividing by that probability, leaves the mean what it was and
+# lowers its variance. The state is two arrays of the host and every function is pure: processes
+# that record the same gathered losses in the same order hold the same state.
 
 
 class Losses(NamedTuple):

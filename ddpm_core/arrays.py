@@ -1,0 +1,177 @@
+"""Numbers and arrays: one function for both, and what the standard of arrays leaves open.
+
+A coefficient is a Python float, finished on the host, or an array of any library. Everything that
+asks which of the two it has, or which library an array comes from, asks here.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_jax_namespace, is_numpy_array, is_numpy_namespace
+
+from ddpm_core.typing import Array, Scalar
+
+
+def fit(c: Scalar, x: Array) -> Scalar:
+    """A coefficient, ready to multiply x: the one place that broadcasts, casts and moves.
+
+    c: a number, or an array of shape (), (B,) or that of x; of the host, or of x's library
+    x: (B, *D)
+
+    A number stays a Python float, which takes x's dtype in every array library and moves nothing
+    to the device. An array is cast to x's dtype, last, and shaped (B, 1, ..., 1).
+    """
+    if is_number(c):
+        return float(c)
+    if is_numpy_array(c):
+        if c.ndim == 0:
+            return float(c)
+        xp = array_namespace(x)
+        c = xp.asarray(c, dtype=x.dtype, **device_of(xp, x))
+    else:
+        xp = same_library(c=c, x=x)
+        c = astype(xp, c, x.dtype)
+    if c.ndim in (0, x.ndim) and c.ndim != 1:
+        return c
+    if c.ndim != 1 or (x.ndim > 0 and c.shape[0] not in (1, x.shape[0])):
+        raise ValueError(
+            f"a coefficient of shape {tuple(c.shape)} does not fit x of shape {tuple(x.shape)}: "
+            f"a level has one value, or one value per sample"
+        )
+    return xp.reshape(c, (-1,) + (1,) * (x.ndim - 1))
+
+
+def is_number(c: Scalar) -> bool:
+    """Whether a coefficient is one number of Python's, which needs no array library."""
+    return isinstance(c, (int, float))
+
+
+def combine(*terms: tuple[Scalar, Array]) -> Array:
+    """The linear combination Σ c x of terms (c, x); host coefficients that are 0 cost nothing."""
+    total = None
+    for c, x in terms:
+        if is_number(c) and c == 0:
+            continue
+        term = fit(c, x) * x
+        total = term if total is None else total + term
+    if total is None:
+        x = terms[0][1]
+        return array_namespace(x).zeros_like(x)
+    return total
+
+
+# Functions of a coefficient: a number of the host, or an array of any library. ------------------
+
+
+def expm1(c: Scalar) -> Scalar:
+    return math.expm1(c) if is_number(c) else array_namespace(c).expm1(c)
+
+
+def exp(c: Scalar) -> Scalar:
+    return math.exp(c) if is_number(c) else array_namespace(c).exp(c)
+
+
+def sqrt(c: Scalar) -> Scalar:
+    return math.sqrt(c) if is_number(c) else array_namespace(c).sqrt(c)
+
+
+def log(c: Scalar) -> Scalar:
+    if is_number(c):
+        return math.log(c) if c > 0 else -math.inf
+    return array_namespace(c).log(c)
+
+
+def minimum(c: Scalar, d: float) -> Scalar:
+    return min(c, d) if is_number(c) else array_namespace(c).minimum(c, d)
+
+
+def log_sigmoid(c: Scalar) -> Scalar:
+    """log sigmoid(c) = min(c, 0) - log(1 + exp(-|c|)): no overflow, and exact at ±inf."""
+    if is_number(c):
+        return min(c, 0.0) - math.log1p(math.exp(-abs(c)))
+    xp = array_namespace(c)
+    return xp.minimum(c, xp.zeros_like(c)) - xp.log1p(xp.exp(-xp.abs(c)))
+
+
+def logit_of_log(log_p: Scalar) -> Scalar:
+    """log(p / (1 - p)) from log p <= 0; the inverse of `log_sigmoid`, +inf at p = 1."""
+    if is_number(log_p):
+        return math.inf if log_p == 0 else log_p - math.log(-math.expm1(log_p))
+    xp = array_namespace(log_p)
+    if is_numpy_namespace(xp):
+        with np.errstate(divide="ignore"):
+            return log_p - np.log(-np.expm1(log_p))
+    return log_p - xp.log(-xp.expm1(log_p))
+
+
+# The caller's arrays. ---------------------------------------------------------------------------
+
+
+def device_of(xp: Any, x: Array) -> dict[str, Any]:
+    """The `device=` keyword that puts a new array beside x, if its library has one to give."""
+    # A JAX array may be sharded, and its device then does not fit an array of another rank;
+    # uncommitted arrays follow their operands there. dask and MLX have no device attribute.
+    device = None if is_jax_namespace(xp) else getattr(x, "device", None)
+    return {} if device is None else {"device": device}
+
+
+def same_library(**arrays: Array) -> Any:
+    """The namespace of the arrays, which must come from one library."""
+    try:
+        return array_namespace(*arrays.values())
+    except TypeError:
+        kinds = ", ".join(f"{name} is {_kind(a)}" for name, a in arrays.items())
+        raise TypeError(f"{kinds}: pass arrays of one library") from None
+
+
+def same_shape(**arrays: Array) -> Any:
+    """The namespace of arrays that must have one library and one shape."""
+    xp = same_library(**arrays)
+    (first, x), *rest = arrays.items()
+    for name, a in rest:
+        if tuple(a.shape) != tuple(x.shape):
+            raise ValueError(
+                f"{name} has shape {tuple(a.shape)} but {first} has shape {tuple(x.shape)}: "
+                f"they must be the same"
+            )
+    return xp
+
+
+def check_pair(**arrays: Array) -> Any:
+    """The namespace of arrays that must have one library, one shape and one real dtype."""
+    xp = same_shape(**arrays)
+    (first, x), *rest = arrays.items()
+    if not xp.isdtype(x.dtype, "real floating"):
+        raise TypeError(f"{first} has dtype {x.dtype}: convert it to floating point, e.g. float32")
+    for name, a in rest:
+        if a.dtype != x.dtype:
+            raise TypeError(
+                f"{name} has dtype {a.dtype} but {first} has dtype {x.dtype}: cast one of them"
+            )
+    return xp
+
+
+def astype(xp: Any, x: Array, dtype: Any) -> Array:
+    """x in a dtype; itself, if that is its own."""
+    return x if x.dtype == dtype else xp.astype(x, dtype)  # MLX's has no copy=False
+
+
+def is_half(dtype: Any) -> bool:
+    """Whether a dtype is float16 or bfloat16, in which no sum of products is taken."""
+    # Not by finfo, which takes longer than a sum of small arrays; MLX has `size`, and
+    # array_api_strict, without half precision, neither.
+    size = getattr(dtype, "itemsize", None)
+    return (getattr(dtype, "size", 4) if size is None else size) < 4
+
+
+def widen(xp: Any, x: Array) -> Array:
+    """x, in float32 if it is in half precision."""
+    return xp.astype(x, xp.float32) if is_half(x.dtype) else x
+
+
+def _kind(a: Any) -> str:
+    module = type(a).__module__.partition(".")[0].replace("builtins", "Python")
+    return f"a {module} {type(a).__name__}"

@@ -1,0 +1,48 @@
+"""Noise schedules: functions from a time to a noise level.
+
+A schedule is an immutable, hashable object. Its tables are float64 on the host and are finished
+there; arrays of the device are made from them last, in the dtype that was asked for.
+"""
+
+from ddpm_core.schedules.continuous import VP, LinearLogSNR
+from ddpm_core.schedules.discrete import Discrete, from_alpha_bars, from_betas
+from ddpm_core.schedules.drawing import (
+    Losses,
+    draw,
+    draw_important,
+    no_losses,
+    probabilities,
+    recorded,
+)
+from ddpm_core.schedules.named import (
+    alphabar_sigmoid,
+    beta_sigmoid,
+    cosine,
+    linear,
+    quadratic,
+    scaled_linear,
+    zero_terminal_snr,
+)
+from ddpm_core.schedules.protocol import Schedule
+
+__all__ = [
+    "VP",
+    "Discrete",
+    "LinearLogSNR",
+    "Losses",
+    "Schedule",
+    "alphabar_sigmoid",
+    "beta_sigmoid",
+    "cosine",
+    "draw",
+    "draw_important",
+    "from_alpha_bars",
+    "from_betas",
+    "linear",
+    "no_losses",
+    "probabilities",
+    "quadratic",
+    "recorded",
+    "scaled_linear",
+    "zero_terminal_snr",
+]

@@ -1,0 +1,128 @@
+"""Schedules over the continuous times 0 .. 1."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from array_api_compat import array_namespace, is_numpy_array
+
+from ddpm_core.arrays import expm1, is_number, log, log_sigmoid
+from ddpm_core.levels import Level, from_logsnr
+from ddpm_core.schedules.protocol import check_within, first_bad
+from ddpm_core.typing import Scalar
+
+
+class _Continuous:
+    """What the continuous schedules share: log-SNR in closed form, and its inverse."""
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return 0.0, 1.0
+
+    def _logsnr(self, time: Scalar) -> Scalar:
+        raise NotImplementedError
+
+    def _time(self, logsnr: Scalar) -> Scalar:
+        raise NotImplementedError
+
+    def __call__(self, time: Scalar, dtype: Any = None) -> Level:
+        if is_number(time):
+            check_within(np.asarray(float(time)), self.ends)
+            time = float(time)
+        elif is_numpy_array(time) or isinstance(time, (list, tuple)):
+            time = np.asarray(time, dtype=np.float64)
+            check_within(time, self.ends)
+        elif dtype is not None:
+            time = array_namespace(time).astype(time, dtype)
+        return from_logsnr(self._logsnr(time), time)
+
+    def at(self, logsnr: Scalar) -> Level:
+        wanted = np.asarray(logsnr, dtype=np.float64)
+        lowest = float(self._logsnr(self.ends[1]))
+        highest = float(self._logsnr(self.ends[0]))
+        # One rounding of the round trip logsnr -> time -> logsnr, at either end.
+        slack = 1e-12 * max(1.0, abs(lowest))
+        bad = ~((wanted >= lowest - slack) & (wanted <= highest + slack))
+        if np.any(bad):
+            raise ValueError(
+                f"logsnr must lie within [{lowest}, {highest}], but is {first_bad(wanted, bad)}"
+            )
+        time = np.clip(self._time(wanted), *self.ends)
+        if is_number(logsnr):
+            return from_logsnr(float(logsnr), float(time))
+        return from_logsnr(wanted, time)
+
+
+@dataclass(frozen=True)
+class VP(_Continuous):
+    """The variance-preserving SDE over times 0 .. 1 (Song et al. 2021, Eq. 33).
+
+    log ᾱ(t) = -β_min t - (β_max - β_min) t² / 2, so that log-SNR = -log(exp(-log ᾱ) - 1)
+
+    The limit of `linear` for many steps. Time 0 is clean data.
+
+    >>> VP()(0.0).logsnr, round(VP()(1.0).alpha, 6)
+    (inf, 0.006572)
+    """
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.beta_min <= self.beta_max < math.inf:
+            raise ValueError(
+                f"0 < beta_min <= beta_max must hold, but they are {self.beta_min} and "
+                f"{self.beta_max}"
+            )
+        if self.beta_min + self.beta_max > 1400:
+            raise ValueError(
+                f"log alpha_bar at time 1 is {-(self.beta_min + self.beta_max) / 2:g}, below -700, "
+                f"where alpha underflows"
+            )
+
+    def _logsnr(self, time: Scalar) -> Scalar:
+        noise = time * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * time)
+        if isinstance(time, float):
+            return math.inf if time <= 0 else -log(expm1(noise))
+        if is_numpy_array(time):
+            with np.errstate(divide="ignore"):
+                return -np.log(np.expm1(noise))
+        return -log(expm1(noise))
+
+    def _time(self, logsnr: Scalar) -> Scalar:
+        # The positive root of (β_max - β_min) t² / 2 + β_min t = -log ᾱ, in its stable form.
+        noise = -log_sigmoid(logsnr)
+        root = np.sqrt(self.beta_min**2 + 2 * (self.beta_max - self.beta_min) * noise)
+        return 2 * noise / (self.beta_min + root)
+
+
+@dataclass(frozen=True)
+class LinearLogSNR(_Continuous):
+    """Log-SNR linear in time 0 .. 1 (Kingma et al. 2021, "fixed linear").
+
+    λ(t) = clean + (noisy - clean) t
+
+    Time 0 is not clean data but the level `clean`, on which such a model's decoder stands.
+
+    >>> LinearLogSNR()(0.5).logsnr
+    4.15
+    """
+
+    clean: float = 13.3
+    noisy: float = -5.0
+
+    def __post_init__(self) -> None:
+        if not -math.inf < self.noisy < self.clean < math.inf:
+            raise ValueError(
+                f"noisy must be below clean, both finite, but they are {self.noisy} and "
+                f"{self.clean}"
+            )
+
+    def _logsnr(self, time: Scalar) -> Scalar:
+        return self.clean + (self.noisy - self.clean) * time
+
+    def _time(self, logsnr: Scalar) -> Scalar:
+        return (self.clean - logsnr) / (self.clean - self.noisy)
