@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core.arrays import check_pair, exp, fit
+from ddpm_core.arrays import check_pair, fit
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.gaussians import Gaussian, kl, mean_of_sample
 from ddpm_core.kernels import Reverse, is_clean
@@ -207,15 +207,19 @@ def errors_at(denoise: Denoiser, levels: Level, x_0: Array, noise: Noise, **cond
 
 
 def interpolated(levels: Level, errors: Array) -> Callable[[Level], Scalar]:
-    """Errors at some levels as a function of any level of the host, for `optimal`.
+    """Errors of x_0 at some levels, as a function of any level of the host, for `optimal`.
 
-    log error is linear in log-SNR between two levels and constant beyond the ends.
+    error / σ² is linear in log-SNR between two levels, and constant beyond the ends. That ratio is
+    constant for standard normal data, and bounded; an error of 0 is one at its own level only.
+
+    levels: (n,) of the host, with noise, in any order
+    errors: (n,), as from `errors_at`
     """
     order: Array = np.argsort(levels.logsnr)
     at: Array = levels.logsnr[order]
-    log_errors: Array = np.log(np.asarray(errors)[order])
+    shares: Array = (np.asarray(errors) / levels.sigma**2)[order]
 
     def error(t: Level) -> Scalar:
-        return exp(np.interp(t.logsnr, at, log_errors))
+        return cast(Scalar, np.interp(t.logsnr, at, shares)) * t.sigma**2
 
     return error
