@@ -85,7 +85,7 @@ def test_weight_per_sample():
 
 def test_weight_is_of_integer_times():
     """A continuous schedule has no t - 1; a schedule of one step has no decoder_variance."""
-    with pytest.raises(TypeError, match="vlb is for integer times, which a VP has not"):
+    with pytest.raises(TypeError, match=r"vlb needs a schedule of integer times, .* got a VP"):
         losses.vlb(ddpm.VP())
     one = ddpm.from_betas([0.1])
     with pytest.raises(ValueError, match="pass decoder_var"):
@@ -159,6 +159,40 @@ def test_a_point_has_no_density():
         kernel = ddpm.reverse(lambda x_t, t: x_t, variance)
         with pytest.raises(ValueError, match=r"a point, without a density: pass decoder_var"):
             losses.bound(kernel, x, x, LINEAR(1), LINEAR(0))
+
+
+HOST = {
+    "int64": np.int64,
+    "float64": np.float64,
+    "0-d": np.array,
+    "(1,)": lambda time: np.array([time]),
+    "(B,)": lambda time: np.array([time] * 3),
+}
+
+
+@pytest.mark.parametrize("form", HOST)
+def test_bound_in_any_form_of_host_level(form):
+    """NumPy scalars, arrays () and arrays (B,) of times say the same as Python's numbers."""
+    x_0 = 2 * np.random.default_rng(0).integers(0, 256, (3, 2)) / 255 - 1
+    kernel, made = ddpm.reverse(lambda x_t, t: 0.9 * x_t), HOST[form]
+    for time in (1, 2):
+        t, s = LINEAR(made(time)), LINEAR(made(time - 1))
+        actual = losses.bound(kernel, x_0, 0.1 * x_0, t, s, decoder_var=1e-3)
+        t, s = LINEAR(time), LINEAR(time - 1)
+        wanted = losses.bound(kernel, x_0, 0.1 * x_0, t, s, decoder_var=1e-3)
+        np.testing.assert_allclose(actual, wanted, rtol=1e5 * EPS)  # τ keeps EPS |log-SNR| / τ
+    with pytest.raises(ValueError, match=r"a point, without a density: pass decoder_var"):
+        losses.bound(kernel, x_0, x_0, LINEAR(made(1)), LINEAR(made(0)))
+
+
+@pytest.mark.parametrize("made", [int, np.int64, np.array], ids=["int", "int64", "0-d"])
+def test_a_kernel_with_a_decoder_keeps_it(made):
+    """A kernel whose own variance is a positive number at clean data needs no decoder_var."""
+    x_0 = np.full((3, 2), 1 / 255)
+    kernel = lambda x_t, t, s: ddpm.Gaussian(x_t, 0.01)
+    actual = losses.bound(kernel, x_0, 0 * x_0, LINEAR(made(1)), LINEAR(made(0)), bins=None)
+    wanted = -stats.norm.logpdf(x_0, LINEAR(1).alpha * x_0, 0.1).sum(1)
+    np.testing.assert_allclose(actual, wanted, rtol=1e-12)
 
 
 def test_exact_kernel_of_a_point():
@@ -427,6 +461,22 @@ def test_hybrid_needs_a_learned_variance():
     ):
         with pytest.raises(ValueError, match="variance=True and a discrete schedule"):
             ddpm.hybrid(predict, x, x, LINEAR(1))
+
+
+def test_hybrid_of_one_step():
+    """A schedule of one step has no β̃ of a step before: decoder_var stands for it."""
+    one, v = ddpm.from_betas([0.1]), np.array([[-1.0, 0.0], [0.5, 1.0]])
+    net = lambda x, time: np.concatenate([0 * x, v], axis=1)
+    predict = ddpm.Predictor(net, one, variance=True)
+    x_0, eps = np.array([[[0.5, -1.0], [0.0, 1.0]], np.full((2, 2), 0.1)])
+    with pytest.raises(ValueError, match="no step from 2 to 1: pass decoder_var"):
+        ddpm.hybrid(predict, x_0, eps, one(1))
+    actual = ddpm.hybrid(predict, x_0, eps, one(1), lam=0.5, bins=None, decoder_var=0.01)
+    var = 0.1 ** ((v + 1) / 2) * 0.01 ** ((1 - v) / 2)  # β_1 = 0.1
+    mean = x_0 + np.sqrt(0.1 / 0.9) * eps  # x_t / α
+    nats = -stats.norm.logpdf(x_0, mean, np.sqrt(var)).sum(1)
+    wanted = squares(eps) / 2 + 0.5 * nats / (2 * math.log(2))
+    np.testing.assert_allclose(actual, wanted, rtol=1e-12)
 
 
 @given(logsnr=st.floats(-8, 8), gap=st.floats(0.01, 5), c=st.floats(0.01, 4), m=st.floats(-1, 1))
