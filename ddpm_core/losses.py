@@ -170,7 +170,7 @@ def bound(
         it lands on a point there, and needs this
     cond: passed to the kernel
 
-    ValueError if s is clean data, on the host, and a point has to be decoded.
+    ValueError if s is a host level of clean data, where the kernel is a point, without decoder_var.
     """
     x_t = q_sample(x_0, eps, t)
     return divergence(kernel(x_t, t, s, **cond), x_0, x_t, t, s, bins, decoder_var)

@@ -1,6 +1,6 @@
 """How likely data is: the variational bound, and the probability flow.
 
-Nats, per sample, throughout; `bits_per_dim` turns them into bits per coordinate.
+All in nats per sample; `bits_per_dim` turns them into bits per coordinate.
 """
 
 from ddpm_core.likelihood.flow import flow_log_prob

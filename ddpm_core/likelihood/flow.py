@@ -38,9 +38,10 @@ def flow_log_prob(
     log p(x) = log N(x_end; 0, I) + ∫ α (α D - tr(∂x_0 / ∂x)) ds
 
     x: (B, *D), at level start
-    start: of the host, with noise, since nothing is read at clean data. For data, a level so clean
-        that x may stand for x_start; grey values must be `dequantised` first
-    end: of the host, where x is standard normal; by default the schedule's noisiest, and α > 0
+    start: a host level with noise, since no network is called at clean data. If x is data, a level
+        so clean that x may stand for x_start; grey values must be `dequantised` first
+    end: a host level with α > 0, where x is taken to be standard normal; by default the schedule's
+        noisiest
     solve: `rk4(steps)` or `dop853()`; by default rk4(50)
     probes: (P, B, *D), with E v v' = I, such as random signs: Hutchinson's estimate of the trace,
         the mean over P. By default the trace is exact, as if the probes were the D axes

@@ -76,12 +76,12 @@ def dop853(rtol: float = 1e-8, atol: float = 1e-8) -> Solve:
 
 
 def _packed(y: State) -> Array:
-    """One float64 vector of the host."""
+    """All arrays as one float64 vector on the host."""
     rows = [array_namespace(x).reshape(x, (-1,)).tolist() for x in y]
     return np.concatenate([np.asarray(row, dtype=np.float64) for row in rows])
 
 
 def _like(x: Array, values: Array) -> Array:
-    """Values of the host as an array of x's library, shape and dtype."""
+    """Host values as an array of x's library, shape and dtype."""
     xp = array_namespace(x)
     return xp.asarray(values.reshape(x.shape).tolist(), dtype=x.dtype, **device_of(xp, x))
