@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 import ddpm_core as ddpm
-from ddpm_core import levels, likelihood
+from ddpm_core import levels
 from ddpm_core.likelihood import dop853, rk4
 from ddpm_core.likelihood.flow import central_difference
 from ddpm_core.testing import strategies
@@ -44,9 +44,6 @@ def gaussian_flow(m, c, x, start, end) -> np.ndarray:
     V_s, V_e = (t.alpha**2 * c + t.sigma**2 for t in (start, end))
     x_end = end.alpha * m + np.sqrt(V_e / V_s) * (x - start.alpha * m)
     return (stats.norm.logpdf(x_end) + 0.5 * np.log(V_e / V_s)).sum(1)
-
-
-# The density. -----------------------------------------------------------------------------------
 
 
 @few
@@ -182,9 +179,6 @@ def test_rk4_integrates_cubics(a, width, x):
     np.testing.assert_allclose(y, exact, rtol=0, atol=256 * EPS * (1 + np.abs(x).max() + 6**4))
 
 
-# The trace. -------------------------------------------------------------------------------------
-
-
 def signs(D: int) -> np.ndarray:
     """All 2^D vectors of signs."""
     return np.array(np.meshgrid(*[[-1.0, 1.0]] * D)).reshape(D, -1).T
@@ -279,45 +273,6 @@ def test_on_every_library(lib, hutchinson):
         # The oracle is affine, so differences lose EPS / h and nothing more.
         tol = 64 * float(np.finfo(np.float32).eps) ** (2 / 3)
         np.testing.assert_allclose(lib.to_numpy(actual), expected, rtol=0, atol=tol)
-
-
-# Grey values. -----------------------------------------------------------------------------------
-
-
-@given(
-    k=st.integers(0, 255), u=st.floats(0, 1, exclude_max=True), bins=st.sampled_from([2, 17, 256])
-)
-def test_dequantised_stays_in_its_bin(k, u, bins):
-    """x_0 + (2 u - 1) h lies within h of the grey value, so that bins tile, and is even in it."""
-    h, k = 1 / (bins - 1), k % bins
-    x_0 = np.array([[2 * k * h - 1]])
-    y = likelihood.dequantised(x_0, np.array([[u]]), bins)[0, 0]
-    assert x_0[0, 0] - h - 4 * EPS <= y <= x_0[0, 0] + h + 4 * EPS
-    assert (y + 1 + h) / (2 * h) == pytest.approx(k + u, abs=8 * EPS * bins)
-    if bins == 256:
-        assert y == likelihood.dequantised(x_0, np.array([[u]]))[0, 0]
-
-
-@given(m=st.floats(-1.5, 1.5), log_s=st.floats(-4, 1), k=st.integers(0, 16))
-def test_dequantised_density_bounds_the_mass(m, log_s, k):
-    """-E log p(x + u) - log width >= -log P(bin), by Gauss-Legendre quadrature over u."""
-    bins, s = 17, math.exp(log_s)
-    nodes, weights = np.polynomial.legendre.leggauss(40)
-    u, x_0 = (nodes[:, None] + 1) / 2, np.full((40, 1), 2 * k / 16 - 1)
-    nats = -weights @ stats.norm.logpdf(likelihood.dequantised(x_0, u, bins), m, s) / 2
-    bits = ddpm.bits_per_dim(nats, 1, bins).mean
-    low, high = (2 * k - 1) / 16 - 1, (2 * k + 1) / 16 - 1
-    side = 1 if low + high < 2 * m else -1  # of two tails, take the one that does not cancel
-    a, b = sorted((side * (low - m) / s, side * (high - m) / s))
-    log_mass = stats.norm.logcdf(b) + np.log1p(-np.exp(stats.norm.logcdf(a) - stats.norm.logcdf(b)))
-    assert bits >= -log_mass / math.log(2) - 1e-9 * (1 + abs(log_mass))
-    # The gap is the variance of log p over the bin at most, as far as that is small.
-    if s > 1:
-        slack = (2 / 16 / s) ** 2 * (1 + ((abs(m) + 1.1) / s) ** 2)
-        assert bits <= -log_mass / math.log(2) + slack
-
-
-# Errors. ----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
