@@ -4,10 +4,10 @@
     python benchmarks/gaussian_bound.py --data path/to/fashion-mnist
 
 The denoiser is exact for a Gaussian with the mean and covariance of the training images; the bound
-is that of the test images, with `linear()`. Averages over the noise are in closed form, but for
-L_0's, whose masses are exact; floored at 1e-12, as is often done, they give 0.008 less. Then
-`elbo` itself, which draws everything, on a few images: `off` is how far it is from their own
-closed form, and should be within a few of its standard errors of 0.
+is that of the test images, with `linear()`. The mean over the noise is taken in closed form, but in
+L_0 by one draw. L_0's masses are exact; with a floor of 1e-12, which is common, they give 0.008
+less. Then `elbo`, which draws all noise, runs on a few images: `off` is how far it is from their
+closed form, and should be 0 within a few standard errors.
 Needs Fashion-MNIST's IDX files (Debian: dataset-fashion-mnist).
 """
 

@@ -6,11 +6,19 @@ asks which of the two it has, or which library an array comes from, asks here.
 
 from __future__ import annotations
 
+import importlib
 import math
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_jax_namespace, is_numpy_array, is_numpy_namespace
+from array_api_compat import (
+    array_namespace,
+    is_jax_array,
+    is_jax_namespace,
+    is_numpy_array,
+    is_numpy_namespace,
+    is_torch_array,
+)
 
 from ddpm_core.typing import Array, Scalar
 
@@ -170,6 +178,15 @@ def is_half(dtype: Any) -> bool:
 def widen(xp: Any, x: Array) -> Array:
     """x, in float32 if it is in half precision."""
     return xp.astype(x, xp.float32) if is_half(x.dtype) else x
+
+
+def stop_gradient(x: Array) -> Array:
+    """x as a constant, on the libraries that differentiate: torch and JAX."""
+    if is_torch_array(x):
+        return x.detach()
+    if is_jax_array(x):  # JAX is imported already
+        return importlib.import_module("jax").lax.stop_gradient(x)
+    return x
 
 
 def _kind(a: Any) -> str:

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
 from ddpm_core.levels import Level
-from ddpm_core.likelihood import dop853
+from ddpm_core.likelihood.ode import State, dop853
 from ddpm_core.oracles import GaussianOracle, MixtureOracle
 from ddpm_core.samplers import Sampler, Unrolled, sample
 from ddpm_core.schedules import VP, Schedule
@@ -26,9 +26,10 @@ class Law(NamedTuple):
     """The normal distribution that a sampler draws from, and how far it is from the data's.
 
     mean: (*D)
-    variances: (D,), along the directions of the oracle's basis, or its coordinates
+    variances: (D,), along the columns of the oracle's basis, or of each coordinate without one
     cov: the covariance, (D, D)
-    kl: KL(data | sampler) in nats, data standing for q(x) at the level where the sampler ends
+    kl: KL(data ‖ sampler) in nats, data meaning q(x) at the level where the sampler ends; inf where
+        just one of the two has variance 0 in some direction
     w2: the Wasserstein-2 distance between them
     """
 
@@ -42,8 +43,8 @@ class Law(NamedTuple):
 def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: bool = False) -> Law:
     """What a sampler with the exact denoiser of N(m, C) draws: exactly, without drawing.
 
-    Every row is affine in x_T and the noises, and along the eigenvectors of C it is so for each
-    coordinate alone.
+    In the basis of C's eigenvectors every coordinate of the sample is affine in its own x_T and
+    noises, for the reading at a point x is m + gain (x - α m), gain = α c / (α² c + σ²).
 
     exact_start: x_T is a draw of q(x_T) and not of N(0, I)
 
@@ -52,50 +53,55 @@ def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: boo
     0.136867
     """
     table = sampler.unroll() if isinstance(sampler, Sampler) else sampler
-    levels, n, c = table.levels, table.nfe, oracle.variances[:, None]
+    n, c = table.nfe, oracle.variances
     m = oracle.mean.reshape(-1)
     m = m if oracle.basis is None else m @ oracle.basis
-    looks = levels.take(slice(None, -1))
-    # The reading is m + gain (x_t - α m); the end is Σ_j on_y_j reading_j + (its own x and z).
-    gain = looks.alpha * c / (looks.alpha**2 * c + looks.sigma**2)  # (D, n)
-    on_y = np.broadcast_to(table.y[n], gain.shape).copy()
+    first, points, last = (table.levels.take(i) for i in (0, slice(n), n))
+    gain = points.alpha * c[:, None] / (points.alpha**2 * c[:, None] + points.sigma**2)  # (D, n)
+    # By the chain rule, from the last reading to the first: how much of each is in the sample.
+    of_reading = np.broadcast_to(table.y[n], gain.shape).copy()
     for j in reversed(range(n)):
-        on_y[:, j] += (on_y * gain)[:, j + 1 :] @ table.y[j + 1 : n, j]
-    on_point = on_y * gain
-    on_x = table.x[n] + on_point @ table.x[:n]
-    on_z = table.z[n] + on_point @ table.z[:n]
-    mean = m * (on_y * (1 - gain * looks.alpha)).sum(axis=1)
-    var = (on_z**2).sum(axis=1)
-    first, last = levels.take(0), levels.take(n)
-    if exact_start:
-        mean, var = mean + on_x * first.alpha * m, var + on_x**2 * _marginal(first, oracle)
-    else:
-        var = var + on_x**2
-    return _compared(mean, var, last.alpha * m, _marginal(last, oracle), oracle)
+        of_reading[:, j] += (of_reading * gain)[:, j + 1 :] @ table.y[j + 1 : n, j]
+    of_point = of_reading * gain
+    of_start = table.x[n] + of_point @ table.x[:n]
+    of_noise = table.z[n] + of_point @ table.z[:n]
+    start_mean, start_var = (first.alpha * m, _var(first, c)) if exact_start else (0.0, 1.0)
+    mean = of_start * start_mean + m * (of_reading * (1 - gain * points.alpha)).sum(axis=1)
+    var = of_start**2 * start_var + (of_noise**2).sum(axis=1)
+    off, data_var = (mean - last.alpha * m) ** 2, _var(last, c)
+    w2 = np.sqrt((off + (np.sqrt(var) - np.sqrt(data_var)) ** 2).sum())
+    basis = np.eye(len(c)) if oracle.basis is None else oracle.basis
+    return Law(
+        (basis @ mean).reshape(oracle.mean.shape),
+        var,
+        (basis * var) @ basis.T,
+        float(_kl(data_var, var, off).sum()),
+        float(w2),
+    )
 
 
-def _marginal(t: Level, oracle: GaussianOracle) -> Array:
-    return t.alpha**2 * oracle.variances + t.sigma**2
+def _var(t: Level, c: Array) -> Array:
+    """The variance of x_t, for data of variance c."""
+    return t.alpha**2 * c + t.sigma**2
 
 
-def _compared(mean: Array, var: Array, data: Array, data_var: Array, oracle: Any) -> Law:
-    off = (mean - data) ** 2
+def _kl(data_var: Array, var: Array, off: Array) -> Array:
+    """KL(N(a, data_var) ‖ N(b, var)) of each coordinate, off = (a - b)².
+
+    A point mass is infinitely far from all but itself.
+    """
     with np.errstate(divide="ignore", invalid="ignore"):
         ratio = data_var / var
         each = 0.5 * (ratio - 1 - np.log(ratio) + off / var)
-    # Two point masses: at one place, or apart.
-    each = np.where((var == 0) & (data_var == 0), np.where(off == 0, 0.0, np.inf), each)
-    w2 = np.sqrt((off + (np.sqrt(var) - np.sqrt(data_var)) ** 2).sum())
-    basis = np.eye(len(var)) if oracle.basis is None else oracle.basis
-    place = (basis @ mean).reshape(oracle.mean.shape)
-    return Law(place, var, (basis * var) @ basis.T, float(each.sum()), float(w2))
+    singular, same = (data_var == 0) | (var == 0), (data_var == var) & (off == 0)
+    return np.where(singular, np.where(same, 0.0, np.inf), each)
 
 
 class Convergence(NamedTuple):
     """How the error of a solver falls with its steps.
 
     steps: (N,)
-    errors: (N,), of the probability flow's solution, or of the law where the solver takes noise
+    errors: (N,), from the end of the probability flow, or in law where the solver draws noise
     slopes: (N - 1,), -Δ log error / Δ log steps: the order, as the steps grow
     """
 
@@ -109,10 +115,11 @@ def convergence(
 ) -> Convergence:
     """The measured order of convergence of a solver; `scipy` is needed.
 
-    On even grids in log-SNR, from the schedule's noisiest time down to 1e-3 of it, where noise is
-    left, in float64. Without noise: the RMS error against the probability flow of a mixture of two
-    normals, by DOP853. With noise: in the weak sense, the Wasserstein-2 distance of its `law` from
-    the marginal of N(1, 1/4), started at the exact one.
+    Measured in float64 on grids that are even in log-SNR, from the schedule's noisiest time down to
+    1e-3 of it, so that no step lands on clean data. A solver without noise is compared with the
+    probability flow of a mixture of two normals, solved by DOP853; the error is the RMS over nine
+    starts. One with noise is compared in the weak sense: the error is the Wasserstein-2 distance
+    from its `law` to the marginal of N(1, 1/4), from which it starts.
 
     solver: (schedule, steps, times=) -> Sampler or Unrolled
     schedule: `VP()` by default; its noisiest level must have data, alpha > 0
@@ -141,12 +148,12 @@ _STARTS: Array = np.linspace(-2, 2, 9)[:, None]
 def _error(sampler: Sampler | Unrolled, schedule: Schedule, first: Level, last: Level) -> float:
     if sampler.stochastic:
         return law(sampler, _NORMAL, exact_start=True).w2
-    found = _ends(sampler, _MIXTURE, _STARTS)
-    return float(np.sqrt(((found - _flow(schedule, first, last)) ** 2).mean()))
+    found = _end(sampler, _MIXTURE, _STARTS)
+    return float(np.sqrt(((found - _end_of_flow(schedule, first, last)) ** 2).mean()))
 
 
-def _ends(sampler: Sampler | Unrolled, denoise: MixtureOracle, x: Array) -> Array:
-    """Where a sampler without noise ends."""
+def _end(sampler: Sampler | Unrolled, denoise: MixtureOracle, x: Array) -> Array:
+    """Where a sampler without noise takes x."""
     if isinstance(sampler, Sampler):
         return sample(denoise, sampler, x)
     readings = np.zeros((sampler.nfe, *x.shape))
@@ -157,17 +164,16 @@ def _ends(sampler: Sampler | Unrolled, denoise: MixtureOracle, x: Array) -> Arra
 
 
 @lru_cache(maxsize=4)
-def _flow(schedule: Schedule, first: Level, last: Level) -> Array:
-    """Where the mixture's probability flow takes the starts (Song et al. 2021, DDIM, Eq. 14).
+def _end_of_flow(schedule: Schedule, first: Level, last: Level) -> Array:
+    """Where the probability flow of the mixture takes the starts.
 
-    With y = x / α and k = σ / α, dy / dk = eps; in half log-SNR, r = -log k, dy / dr = x_0 - y.
+    It is the flow of `likelihood.flow_log_prob`, from noise to data: dx/dr = α (x_0 - α x), with r
+    half the log-SNR.
     """
 
-    def rates(r: float, y: Array) -> tuple[Array, Array]:
-        t = schedule.at(min(max(2 * r, first.logsnr), last.logsnr))
-        return _MIXTURE(t.alpha * y, t) - y, np.zeros(len(y))
+    def slope(r: float, state: State) -> State:
+        (x,), t = state, schedule.at(2 * r)
+        return (t.alpha * (_MIXTURE(x, t) - t.alpha * x),)
 
-    y, _ = dop853(1e-13, 1e-13)(
-        rates, first.logsnr / 2, last.logsnr / 2, np.asarray(_STARTS / first.alpha)
-    )
-    return last.alpha * y
+    (x,) = dop853(1e-13, 1e-13)(slope, first.logsnr / 2, last.logsnr / 2, (_STARTS,))
+    return x

@@ -96,12 +96,17 @@ def learned_range(predict: Both, decoder_var: Scalar) -> Reverse:
             raise ValueError(
                 "this network returns no variance: give it 2 C channels and variance=True"
             )
-        mean = q_posterior(x_0, x_t, t, s).mean
-        low = log(where_clean(s, decoder_var, small(t, s)))
-        width = log(large(t, s)) - low
-        return Gaussian(mean, exp(fit(low, x_t) + fit(width, x_t) * (0.5 * (v + 1))))
+        return in_range(x_0, v, x_t, t, s, decoder_var)
 
     return kernel
+
+
+def in_range(x_0: Array, v: Array, x_t: Array, t: Level, s: Level, decoder_var: Scalar) -> Gaussian:
+    """The p(x_s | x_t) of `learned_range`, from what the network says of x_0 and the variance."""
+    mean = q_posterior(x_0, x_t, t, s).mean
+    low = log(where_clean(s, decoder_var, small(t, s)))
+    width = log(large(t, s)) - low
+    return Gaussian(mean, exp(fit(low, x_t) + fit(width, x_t) * (0.5 * (v + 1))))
 
 
 def decoder_variance(schedule: Schedule) -> float:

@@ -1,22 +1,29 @@
 """Training losses: one squared error, in any coordinates, under any weight.
 
-For a target with determinant D at a level (see `parameterisations`), errors are related by
-|Δx_0| = (σ / |D|) |Δy|. So one weight, on x_0, says every loss of the field, whatever the network
-predicts; it is applied to the network's own output, where it is finite and does not cancel.
+For a target y with determinant D at a level (see `parameterisations`), |Δx_0| = (σ / |D|) |Δy|. So
+a weight on the squared error of x_0 states every loss of the field, whatever the network predicts.
+The error itself is taken in the network's own output, where it is finite and does not cancel.
 """
 
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, is_jax_array, is_numpy_array, is_torch_array
+from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core.arrays import astype, check_pair, fit, minimum, same_shape, widen
+from ddpm_core.arrays import (
+    astype,
+    check_pair,
+    fit,
+    is_number,
+    minimum,
+    same_shape,
+    stop_gradient,
+    widen,
+)
 from ddpm_core.denoisers import Denoiser, Predictor
 from ddpm_core.gaussians import (
     Gaussian,
@@ -25,13 +32,14 @@ from ddpm_core.gaussians import (
     log_prob,
     mean_of_sample,
 )
-from ddpm_core.kernels import Reverse, decoder_variance, learned_range, where_clean
+from ddpm_core.kernels import Reverse, decoder_variance, in_range, where_clean
 from ddpm_core.levels import Level, tau
 from ddpm_core.parameterisations import (
     Parameterisation,
     check_readable,
     determinant,
     target,
+    to_x0,
     x0,
 )
 from ddpm_core.process import Variance, q_posterior, q_sample, small
@@ -82,11 +90,14 @@ def vlb(
     schedule: discrete
     decoder_var: the variance of L_0, at time 1; by default Ho et al.'s, `decoder_variance`
 
-    Under it the loss is L_{t-1} in nats per coordinate, less what does not depend on the network;
-    T times its mean over uniform t is that part of the bound.
+    The loss is then L_{t-1} in nats per coordinate, but for what does not depend on the network; T
+    times its mean over uniform t is that part of the bound.
     """
     if not isinstance(schedule, Discrete):
-        raise TypeError(f"vlb is for integer times, which a {type(schedule).__name__} has not")
+        raise TypeError(
+            f"vlb needs a schedule of integer times, such as linear(), but got a "
+            f"{type(schedule).__name__}"
+        )
     last = decoder_variance(schedule) if decoder_var is None else decoder_var
 
     def weight(t: Level) -> Scalar:
@@ -111,20 +122,27 @@ def loss(
     weight: `simple`, `native(target)`, `min_snr()`, `p2()`, or any function of a level
     cond: passed to the network
 
-    For a `Predictor` it is taken in the network's own output y, as weight (σ / D)² (y - ŷ)² with
-    the target's determinant D; for `simple` and eps, that is the plain squared error of eps.
+    The error of a `Predictor` is taken in its network's own output ŷ, as weight (σ / D)² (y - ŷ)²
+    with D the target's determinant; for `simple` and eps that is the plain squared error of eps.
     """
-    xp = check_pair(x_0=x_0, eps=eps)
+    check_pair(x_0=x_0, eps=eps)
     x_t = q_sample(x_0, eps, t)
     if isinstance(predict, Predictor):
-        predicts, y = predict.predicts, predict.output(x_t, t, **cond)[0]
-    else:
-        predicts, y = x0, predict(x_t, t, **cond)
-        same_shape(x_t=x_t, y=y)
+        y, _ = predict.output(x_t, t, **cond)
+        return _loss_of(y, predict.predicts, x_0, eps, t, weight)
+    y = predict(x_t, t, **cond)
+    same_shape(x_t=x_t, y=y)
+    return _loss_of(y, x0, x_0, eps, t, weight)
+
+
+def _loss_of(
+    y: Array, predicts: Parameterisation, x_0: Array, eps: Array, t: Level, weight: Weight
+) -> Array:
+    """The loss of a prediction y: (B,)."""
     check_readable(predicts, t)
+    xp = array_namespace(x_0)
     scale = weight(t) * (t.sigma / determinant(predicts, t)) ** 2
-    wanted = target(widen(xp, x_0), widen(xp, eps), t, predicts)
-    error = wanted - widen(xp, y)
+    error = target(widen(xp, x_0), widen(xp, eps), t, predicts) - widen(xp, y)
     squared = mean_of_sample(error**2)
     return astype(xp, fit(scale, squared) * squared, x_0.dtype)
 
@@ -148,10 +166,11 @@ def bound(
     x_0, eps: (B, *D), eps standard normal
     t, s: levels of shape () or (B,), s < t
     bins: how many grey values x_0 has; None takes the decoder as a density
-    decoder_var: the variance of p(x_0 | x_t); by default the kernel's own. `reverse` has none (it
-        lands on a point there), and needs this
-
+    decoder_var: the variance of p(x_0 | x_t); by default the kernel's own. `reverse` has none, for
+        it lands on a point there, and needs this
     cond: passed to the kernel
+
+    ValueError if s is a host level of clean data, where the kernel is a point, without decoder_var.
     """
     x_t = q_sample(x_0, eps, t)
     return divergence(kernel(x_t, t, s, **cond), x_0, x_t, t, s, bins, decoder_var)
@@ -166,40 +185,54 @@ def divergence(
     bins: int | None,
     decoder_var: Scalar | None,
 ) -> Array:
-    """The term of `bound` for a kernel's p(x_s | x_t) at a given x_t."""
+    """The term of `bound` for a kernel's p(x_s | x_t) at a given x_t.
+
+    Host levels say where s is clean data; values of device levels are not looked at.
+    """
     q = q_posterior(x_0, x_t, t, s)
-    on_host = isinstance(s.sigma, (int, float)) or is_numpy_array(s.sigma)
-    if on_host and np.all(np.asarray(s.sigma) > 0):
+    decoder = p if decoder_var is None else Gaussian(p.mean, decoder_var)
+    if not (is_number(s.sigma) or is_numpy_array(s.sigma)):
+        return _either(q, p, decoder, x_0, s, bins)
+    clean = np.asarray(s.sigma) == 0
+    if not clean.any():
         return kl(q, p)
-    # A variance of the levels alone, as `reverse` has, is no decoder's.
-    fixed = isinstance(p.var, (int, float)) or (is_numpy_array(p.var) and p.var.ndim < x_0.ndim)
-    if on_host and fixed and decoder_var is None and not _decodes(p.var, s):
+    if decoder_var is None and _is_point(p.var, x_0, s):
         raise ValueError(
             "p(x_0 | x_t) is a point, without a density: pass decoder_var, such as "
             "decoder_variance(schedule)"
         )
-    if on_host and np.ndim(s.sigma) == 0:
-        return _decode(p if decoder_var is None else Gaussian(p.mean, decoder_var), x_0, bins)
-    # Some samples at clean data, some not: both, the one not chosen kept finite.
-    xp = array_namespace(x_0)
-    ones = xp.ones_like(x_0)
-    clean = fit(s.sigma, x_0) * ones == 0
-    var = fit(p.var, x_0) * ones
-    if decoder_var is not None:
-        var = xp.where(clean, fit(decoder_var, x_0) * ones, var)
-    q = Gaussian(q.mean, xp.where(clean, ones, fit(q.var, x_0) * ones))
-    p = Gaussian(p.mean, var)
-    first = xp.reshape(clean, (x_0.shape[0], -1))[:, 0]
-    return xp.where(first, _decode(p, x_0, bins), kl(q, p))
+    return _decode(decoder, x_0, bins) if clean.all() else _either(q, p, decoder, x_0, s, bins)
 
 
-def _decodes(var: Scalar, s: Level) -> bool:
-    """Whether a variance of the host, of one level, is one that a density can have."""
-    return np.ndim(s.sigma) == 0 and bool(np.all(np.asarray(var) > 0))
+def _is_point(var: Scalar, x_0: Array, s: Level) -> bool:
+    """Whether a kernel leaves the decoder to the caller, as `reverse` does at clean data.
+
+    Its variance is then 0, or, with levels (B,), one that depends on the levels alone.
+    """
+    if not (is_number(var) or (is_numpy_array(var) and var.ndim < x_0.ndim)):
+        return False
+    return np.ndim(s.sigma) > 0 or not np.all(np.asarray(var) > 0)
 
 
 def _decode(p: Gaussian, x_0: Array, bins: int | None) -> Array:
+    """L_0 = -log p(x_0 | x_t): (B,)."""
     return -(log_prob(p, x_0) if bins is None else discretised_log_prob(p, x_0, bins))
+
+
+def _either(
+    q: Gaussian, p: Gaussian, decoder: Gaussian, x_0: Array, s: Level, bins: int | None
+) -> Array:
+    """L_0 for the samples whose s is clean data and L_{t-1} for the others: (B,).
+
+    Both are computed for all samples. Where s is clean data the variances of L_{t-1} are replaced
+    by 1, for a NaN there would spoil the gradient of L_0.
+    """
+    xp = array_namespace(x_0)
+    ones = xp.ones_like(x_0)
+    clean = fit(s.sigma, x_0) * ones == 0
+    q, p = (Gaussian(g.mean, xp.where(clean, ones, fit(g.var, x_0) * ones)) for g in (q, p))
+    one_each = xp.reshape(clean, (x_0.shape[0], -1))[:, 0]
+    return xp.where(one_each, _decode(decoder, x_0, bins), kl(q, p))
 
 
 def hybrid(
@@ -211,42 +244,30 @@ def hybrid(
     *,
     lam: float = 1e-3,
     bins: int | None = 256,
+    decoder_var: Scalar | None = None,
     **cond: Any,
 ) -> Array:
     """L_simple + λ L_vlb, the latter for the learned variance alone: (B,) (Nichol & Dhariwal 2021).
 
     L_vlb = T L_{t-1} in bits per coordinate, unbiased for the bound under uniform t (Eqs. 4, 16)
 
-    predict: with variance=True, of a discrete schedule
-    x_0, eps, t, weight, cond: as of `loss`; t of integer times
+    predict: with variance=True and a discrete schedule
+    x_0, eps, t, weight, cond: as in `loss`; t at integer times
     lam: λ, 0.001 in the paper
-    bins: grey values of x_0, or None
+    bins: how many grey values x_0 has; None takes the decoder as a density
+    decoder_var: what stands for β̃ at clean data, as in `learned_range`; by default Ho et al.'s,
+        `decoder_variance`, which a schedule of one step does not have
 
-    The gradient of L_vlb stops at the mean, on torch and JAX, so that λ cannot spoil it.
+    On torch and JAX no gradient of L_vlb reaches the mean, so that λ cannot spoil it.
     """
     schedule = predict.schedule
     if not predict.variance or not isinstance(schedule, Discrete):
         raise ValueError("hybrid needs a Predictor with variance=True and a discrete schedule")
-    xp = check_pair(x_0=x_0, eps=eps)
-    x_t = q_sample(x_0, eps, t)
-    raw = predict.net(x_t, predict.timestep(x_t, t), **cond)  # once, for both parts
-    said = replace(predict, net=_constant(raw))
-    y, v = said.output(x_t, t)
-    stopped = replace(predict, net=_constant(xp.concat([stop_gradient(y), v], axis=1)))
-    kernel = learned_range(stopped, decoder_variance(schedule))
-    nats = bound(kernel, x_0, eps, t, schedule(t.time - 1), bins=bins)
-    bits = nats / (math.log(2) * math.prod(x_0.shape[1:]))
-    return loss(said, x_0, eps, t, weight) + lam * schedule.T * bits
-
-
-def _constant(raw: Array) -> Callable[..., Array]:
-    return lambda *_: raw
-
-
-def stop_gradient(x: Array) -> Array:
-    """x as a constant, where its library has gradients."""
-    if is_torch_array(x):
-        return x.detach()
-    if is_jax_array(x):
-        return sys.modules["jax"].lax.stop_gradient(x)
-    return x
+    check_pair(x_0=x_0, eps=eps)
+    x_t, s = q_sample(x_0, eps, t), schedule(t.time - 1)
+    y, v = predict.output(x_t, t, **cond)
+    fixed = to_x0(stop_gradient(y), x_t, t, predict.predicts)
+    last = decoder_variance(schedule) if decoder_var is None else decoder_var
+    p = in_range(fixed, v, x_t, t, s, last)
+    bits = divergence(p, x_0, x_t, t, s, bins, None) / (math.log(2) * math.prod(x_0.shape[1:]))
+    return _loss_of(y, predict.predicts, x_0, eps, t, weight) + lam * schedule.T * bits

@@ -80,9 +80,6 @@ def scale_of(values: Any) -> float:
     return 1 + float(np.abs(values).sum())
 
 
-# Gaussian data. ---------------------------------------------------------------------------------
-
-
 @given(levels=subsets(zero_terminal=True), oracle=oracles, z=strategies.normals((4, D)))
 def test_tight_for_exact_kernels(levels, oracle, z):
     """E L = -log N(x_0; m, c) + KL(q(x_T | x_0) ‖ N(0, I)) - KL(q(x_T | x_0) ‖ N(α m, V)).
@@ -171,9 +168,6 @@ def test_refinement_never_loosens(data, oracle):
     assert sums[0] + slack >= sums[1] >= growth[1] - growth[0] - slack
 
 
-# Finite data. -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("points", [[-1.0, 1.0], [-1.0, -0.2, 0.8], [-0.8, -0.4, 0.0, 0.6, 1.0]])
 def test_information_of_points(points):
     """½ ∫ mmse dSNR = log N for N points (Guo, Shamai & Verdu 2005), and a bound of greys is above.
@@ -200,9 +194,6 @@ def test_information_of_points(points):
     # P(x_0) = 1 / N: no bound is below log N, and it is above by its own slack at most.
     assert math.log(len(x)) - 1e-9 < bound
     assert bound < math.log(len(x)) + upper - lower + weights @ (e.prior + e.data) + 1e-9
-
-
-# What is summed, and which terms. ---------------------------------------------------------------
 
 
 @given(levels=subsets(), oracle=oracles, arrays=strategies.normals((3, D), count=2))
@@ -388,9 +379,6 @@ def test_conditions_and_progress():
     assert wrapped == list(range(len(TIMES) - 2))
 
 
-# Precision and array libraries. -----------------------------------------------------------------
-
-
 def run(terms, *arrays):
     """What `lazy_xp_function` sees: under JAX this call is jitted, under dask it is lazy."""
     return terms(*arrays)
@@ -426,9 +414,6 @@ def test_on_every_library(lib, name):
         assert tuple(a.shape) == b.shape
         if lib.has_values:
             np.testing.assert_allclose(lib.to_numpy(a), b, rtol=4e3 * EPS32, atol=1e3 * EPS32)
-
-
-# Errors. ----------------------------------------------------------------------------------------
 
 
 def bound_of(x_0=GREYS, times=TIMES, u=None, **kw):
@@ -477,27 +462,3 @@ def test_other_refusals():
     one = bound_of(times=[1000, 0], decoder_var=0.1)
     assert one.steps.shape == one.index.shape == (4, 0)
     np.testing.assert_array_equal(one.total, one.prior + one.data)
-
-
-# Bits per coordinate. ---------------------------------------------------------------------------
-
-
-@given(nats=strategies.normals((7,)), dims=st.integers(1, 3072), bins=st.sampled_from([2, 17, 256]))
-def test_bits_per_dim(nats, dims, bins):
-    """Nats / (D log 2), its mean and SciPy's standard error; a density less log2 of the width."""
-    bits = nats / math.log(2) / dims
-    plain, density = ddpm.bits_per_dim(nats, dims), ddpm.bits_per_dim(nats, dims, bins)
-    atol = 64 * EPS
-    assert plain.mean == pytest.approx(bits.mean(), rel=1e-12, abs=atol)
-    assert plain.error == pytest.approx(stats.sem(bits), rel=1e-12)
-    assert density.mean == pytest.approx(
-        plain.mean + math.log2((bins - 1) / 2), rel=1e-12, abs=atol
-    )
-    assert density.error == pytest.approx(plain.error, rel=1e-9)
-    assert math.isnan(ddpm.bits_per_dim(nats[:1], dims).error)
-
-
-def test_bits_of_uniform_bytes():
-    """The uniform density on [-1 - h, 1 + h] is 8 bits per byte: log2 256."""
-    nats = np.full(3, 12 * math.log(2 + 2 / 255))
-    assert ddpm.bits_per_dim(nats, 12, 256).mean == pytest.approx(8, rel=1e-14)

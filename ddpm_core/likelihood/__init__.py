@@ -1,10 +1,10 @@
 """How likely data is: the variational bound, and the probability flow.
 
-Nats, per sample, throughout; `bits_per_dim` turns them into bits per coordinate.
+All in nats per sample; `bits_per_dim` turns them into bits per coordinate.
 """
 
-from ddpm_core.likelihood.flow import central_difference, flow_log_prob
-from ddpm_core.likelihood.ode import dop853, heun
+from ddpm_core.likelihood.flow import flow_log_prob
+from ddpm_core.likelihood.ode import dop853, rk4
 from ddpm_core.likelihood.variational import (
     Elbo,
     Estimate,
@@ -19,12 +19,11 @@ __all__ = [
     "Elbo",
     "Estimate",
     "bits_per_dim",
-    "central_difference",
     "dequantised",
     "dop853",
     "elbo",
     "errors_at",
     "flow_log_prob",
-    "heun",
     "interpolated",
+    "rk4",
 ]

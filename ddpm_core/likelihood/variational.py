@@ -1,7 +1,4 @@
-"""How likely data is: the variational bound, and the probability flow.
-
-Nats, per sample, throughout; `bits_per_dim` turns them into bits per coordinate.
-"""
+"""The variational bound in nats per sample, bits per coordinate, and a denoiser's errors."""
 
 from __future__ import annotations
 
@@ -12,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core.arrays import check_pair, exp, fit
+from ddpm_core.arrays import check_pair, fit
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.gaussians import Gaussian, kl, mean_of_sample
 from ddpm_core.kernels import Reverse, is_clean
@@ -23,15 +20,16 @@ from ddpm_core.typing import Array, Noise, Scalar
 
 
 class Elbo(NamedTuple):
-    """The terms of -log p(x_0)'s bound, in nats, per sample (Ho et al. 2020, Eq. 5).
+    """The terms of the bound on -log p(x_0), in nats per sample (Ho et al. 2020, Eq. 5).
 
     prior: (B,), L_T
-    steps: (B, m), L_{T-1} .. L_1; of an estimate, weighted so that their sum is unbiased
+    steps: (B, m), L_{T-1} .. L_1; in an estimate, each times its weight, so that their sum is
+        unbiased
     data: (B,), L_0
-    index: (B, m) of the host: steps[b, j] goes from levels[index[b, j]] to the next level
-    weight: (B, m) of the host: how many terms steps[b, j] stands for, which it is multiplied by;
-        1 where all are taken
-    error: (B, m + 1), the mean over coordinates of (x_0 - x̂_0)² at these levels, and at the last
+    index: (B, m), NumPy: steps[b, j] goes from levels[index[b, j]] to the next level
+    weight: (B, m), NumPy: how many terms steps[b, j] stands for; 1 where all terms are computed
+    error: (B, m + 1), the mean over coordinates of (x_0 - x̂_0)² at these levels, then at the last
+        level before clean data
     """
 
     prior: Array
@@ -63,19 +61,20 @@ def elbo(
     """The variational bound on -log p(x_0), term by term (Ho et al. 2020, Eq. 5).
 
     kernel: `reverse(...)`, `learned_range(...)`, or any other
-    levels: (n + 1,) of the host, the noisiest first, as `levels_of` makes them: a schedule, or any
-        subset of its levels. If they do not end at clean data, that is added
-    x_0: (B, *D), float32 or float64, which is what is computed in
-    noise: (step, shape) -> standard normal, called with steps from 1, once a term
-    u: None for all terms; or (B, m), uniform in [0, 1), of the host, for an unbiased estimate from
-        m terms a sample, one in each m-th of the log-SNR between the noisiest level and the last
+    levels: host levels (n + 1,), the noisiest first, as from `levels_of`: those of a schedule or
+        some of them. Clean data is appended if it is not the last
+    x_0: (B, *D), float32 or float64; the bound is computed in its dtype
+    noise: (step, shape) -> standard normal, called once a term, with steps 1, 2, ...
+    u: None computes all terms. (B, m), NumPy, uniform in [0, 1), gives an unbiased estimate from m
+        terms a sample: one in each m-th of the log-SNR between the noisiest level and the last
     bins: how many grey values x_0 has, scaled to [-1, 1]; None takes the decoder as a density
-    decoder_var: the variance of p(x_0 | x_1). By default the kernel's own, or, of a `reverse`
-        kernel, Ho et al.'s: β̃ of the step before, since β̃ is 0 there
-    progress: wraps the terms, as a progress bar does
+    decoder_var: the variance of p(x_0 | x_1). By default it is the kernel's own; for a `reverse`
+        kernel, which has 0 there, it is Ho et al.'s: β̃ of the step before
+    progress: wraps the iteration over the terms, as a progress bar does
     cond: passed to the kernel
 
-    ValueError if x_0, a NumPy array, is not on the grey values.
+    TypeError if x_0 is in half precision. ValueError if x_0 is a NumPy array with other values than
+    the grey ones, if u is not as above, or if L_0 needs a decoder_var.
     """
     xp = check_pair(x_0=x_0)
     if cast(float, xp.finfo(x_0.dtype).bits) < 32:
@@ -93,7 +92,7 @@ def elbo(
         p = kernel(x_t, t, s, **cond)
         if var is None and is_clean(s) and isinstance(p.var, (int, float)) and p.var == 0:
             var = ho
-        # The x_0 that the kernel's mean stands for; nothing else is known of a kernel.
+        # A kernel does not say what x_0 it read, but its mean is linear in it.
         off = mean_of_sample((q_posterior(x_0, x_t, t, s).mean - p.mean) ** 2)
         error = fit((s.alpha * tau(t, s)) ** -2, off) * off
         return divergence(p, x_0, x_t, t, s, bins, var), error
@@ -119,10 +118,10 @@ def elbo(
 
 
 def _terms_of(levels: Level, batch: int, u: Any) -> tuple[Array, Array]:
-    """Which terms each sample takes, and what each then stands for: (B, m) both.
+    """Which terms each sample computes, and how many terms each stands for: (B, m) both.
 
-    A term is drawn in proportion to its share of log-SNR, since L_{t-1} is, but for Δ log-SNR / 2,
-    the squared error of eps, which is of one size at all levels.
+    A term is drawn in proportion to its Δ log-SNR, since L_{t-1} is about Δ log-SNR / 2 times the
+    squared error of eps, which has much the same size at all levels.
     """
     count = len(levels.sigma) - 2
     index: Array
@@ -135,7 +134,8 @@ def _terms_of(levels: Level, batch: int, u: Any) -> tuple[Array, Array]:
         raise ValueError("u must lie within [0, 1)")
     m = int(u.shape[1])
     share: Array = levels.logsnr[1:-1] - levels.logsnr[:-2]
-    share = np.where(np.isfinite(share), share, 1.0)  # from a level without data
+    # The step from a level without data has no finite share: any will do, and 1 is a usual one.
+    share = np.where(np.isfinite(share), share, 1.0)
     edges: Array = np.cumsum(share)
     wanted: Array = (np.arange(m) + u) / m * edges[-1]
     index = cast(Array, np.searchsorted(edges, wanted, side="right")).clip(max=count - 1)
@@ -150,7 +150,7 @@ def _check_greys(x_0: Array, bins: int | None) -> None:
     if off.any():
         raise ValueError(
             f"x_0 = {float(x_0[off][0]):g} is none of {bins} grey values 2 k / {bins - 1} - 1: "
-            f"scale the data to them, or take the decoder as a density with bins=None"
+            f"scale the data to them, or pass bins=None to take the decoder as a density"
         )
 
 
@@ -162,13 +162,13 @@ class Estimate(NamedTuple):
 
 
 def bits_per_dim(nats: Array, dims: int, bins: int | None = None) -> Estimate:
-    """Bits per coordinate, of nats per sample: mean and standard error over samples.
+    """Bits per coordinate, from nats per sample: mean and standard error over samples.
 
-    nats: (B,)
+    nats: (B,), -log p of each sample
     dims: how many coordinates a sample has
-    bins: None for probabilities, as of `elbo` with bins. Where nats is -log of a density, of data
-        that was `dequantised` from so many grey values, their number: log of a bin's width,
-        2 / (bins - 1), turns density into probability
+    bins: None if p is a probability, as `elbo` has it with bins. If p is a density of data that was
+        `dequantised`, the number of grey values: a bin is 2 / (bins - 1) wide, and that width turns
+        the density into a probability
 
     The standard error is nan for one sample.
     """
@@ -185,17 +185,19 @@ def dequantised(x_0: Array, u: Array, bins: int = 256) -> Array:
     x_0: (B, *D), grey values scaled to [-1, 1]
     u: (B, *D), uniform in [0, 1)
 
-    By Jensen, -E log p of it less log of the bin's width is never below -log P of x_0's bin.
+    By Jensen's inequality, the mean over u of -log p less log(bin width) is at least -log P(bin).
     """
     check_pair(x_0=x_0, u=u)
     return x_0 + (2 * u - 1) / (bins - 1)
 
 
 def errors_at(denoise: Denoiser, levels: Level, x_0: Array, noise: Noise, **cond: Any) -> Array:
-    """E (x_0 - x̂_0)² at each level, measured on x_0: (n,) float64 of the host.
+    """E (x_0 - x̂_0)² at each level, the mean over samples, coordinates and noise: (n,), NumPy.
 
-    levels: (n,) of the host, with noise
-    x_0: (B, *D); noise, cond: as of `elbo`
+    levels: host levels (n,) with noise
+    x_0: (B, *D)
+    noise: (step, shape) -> standard normal, called once a level, with steps 1, 2, ...
+    cond: passed to the denoiser
     """
     errors: list[float] = []
     for i in range(len(levels.sigma)):
@@ -207,15 +209,19 @@ def errors_at(denoise: Denoiser, levels: Level, x_0: Array, noise: Noise, **cond
 
 
 def interpolated(levels: Level, errors: Array) -> Callable[[Level], Scalar]:
-    """Errors at some levels as a function of any level of the host, for `optimal`.
+    """Errors of x_0 at some levels, as a function of any host level, for `optimal`.
 
-    log error is linear in log-SNR between two levels and constant beyond the ends.
+    error / σ² is linear in log-SNR between two levels, and constant beyond the ends. That ratio is
+    constant for standard normal data, and bounded; an error of 0 is one at its own level only.
+
+    levels: host levels (n,) with noise, in any order
+    errors: (n,), as from `errors_at`
     """
     order: Array = np.argsort(levels.logsnr)
     at: Array = levels.logsnr[order]
-    log_errors: Array = np.log(np.asarray(errors)[order])
+    shares: Array = (np.asarray(errors) / levels.sigma**2)[order]
 
     def error(t: Level) -> Scalar:
-        return exp(np.interp(t.logsnr, at, log_errors))
+        return cast(Scalar, np.interp(t.logsnr, at, shares)) * t.sigma**2
 
     return error

@@ -1,7 +1,8 @@
-"""Measured order of convergence, against an ODE solver of SciPy."""
+"""Orders of convergence against an ODE solver of SciPy, and laws of samplers that are points."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -53,3 +54,27 @@ def test_order(solver, order):
     assert min(errors) > 1e-11  # above what the reference and rounding can tell
     # Not more than one order above either: that would be an error term which happens to vanish.
     assert np.all((order - 0.15 <= slopes) & (slopes <= order + 0.6)), slopes
+    found = ddpm.convergence(solver)
+    np.testing.assert_allclose(found.errors, errors, rtol=1e-6)
+    np.testing.assert_allclose(found.slopes, slopes, atol=1e-6)
+
+
+def test_a_point_is_no_law_of_spread_data():
+    """KL(data | sampler) is inf, not NaN, where a sampler of spread data draws one point.
+
+    Without signal at the start the only reading is the mean, whatever x_T is.
+    """
+    one_step = ddpm.ddim(ddpm.zero_terminal_snr(ddpm.linear()), 1)
+    found = ddpm.law(one_step, ddpm.GaussianOracle([0.7, 0.0], [0.25, 0.0]))
+    assert (found.mean.tolist(), found.variances.tolist()) == ([0.7, 0.0], [0.0, 0.0])
+    assert (found.kl, found.w2) == (np.inf, 0.5)
+
+
+def test_a_spread_law_of_a_point():
+    """KL(data | sampler) is inf where the data is a point and the sampler adds noise to it."""
+    good = ddpm.ancestral(ddpm.linear(), 3).unroll()
+    z = good.z.copy()
+    z[-1, -1] = 0.5
+    found = ddpm.law(replace(good, z=z), ddpm.GaussianOracle([0.7], 0.0))
+    assert found.variances[0] == pytest.approx(0.25, rel=1e-12)
+    assert found.kl == np.inf
