@@ -14,8 +14,10 @@ import os
 
 # Read when NumPy, torch and JAX are first imported, by subprocesses too. The arrays of the tests
 # are small, so the threads of a library would wait for each other and for those of other workers.
-for _variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"):
-    os.environ.setdefault(_variable, "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "1")  # XLA's
 
 import importlib
 from collections.abc import Iterator
