@@ -147,8 +147,10 @@ def test_no_name_shadows_a_module(name):
         node.name for node in TREES[name].body if isinstance(node, ast.FunctionDef | ast.ClassDef)
     }
     for node in ast.walk(TREES[name]):
-        if isinstance(node, ast.ImportFrom):
-            bound |= {alias.asname or alias.name for alias in node.names if node.module != name}
+        if isinstance(node, ast.ImportFrom) and node.module != name:
+            bound |= {alias.asname or alias.name for alias in node.names}
+    if "*" in bound:
+        bound |= set(importlib.import_module(name).__all__)
     assert not inside & bound
 
 
