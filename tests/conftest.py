@@ -19,7 +19,7 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 os.environ.setdefault("MKL_NUM_THREADS", "1")
 os.environ.setdefault("NPROC", "1")  # XLA's
 
-import importlib
+import importlib.util
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
@@ -124,12 +124,20 @@ def lanes_of(config: pytest.Config, option: str) -> list[str]:
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lanes(*names): the only lanes that a test is about")
     config.addinivalue_line("markers", "slow: compiles, trains or takes seconds; not in --quick")
+    config.addinivalue_line("markers", "needs(*modules): skipped where one of them is missing")
     for option in ("--lanes", "--require-lanes"):
         lanes_of(config, option)
     if config.getoption("--quick"):
         settings.load_profile("quick")
     elif not config.getoption("--hypothesis-profile"):
         settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for module in mark.args:
+            if importlib.util.find_spec(module) is None:
+                pytest.skip(f"{module} is not installed")
 
 
 @pytest.hookimpl(optionalhook=True)
