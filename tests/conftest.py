@@ -1,14 +1,26 @@
-"""The lanes: array libraries that the tests run on, as the fixture `lib`.
+"""How the tests run: array libraries as lanes of the fixture `lib`, a quick run, worker processes.
 
-pytest --lanes=numpy,strict          some lanes; all by default
-pytest --require-lanes=torch,jax     of these, one that cannot be imported fails and is not
-                                     skipped; also DDPM_REQUIRE_LANES. "all" is every lane
+pytest                            everything, on all processors
+pytest --quick                    few examples, no test marked `slow`, no lane that compiles
+pytest --lanes=numpy,strict       only these lanes; all by default
+pytest --require-lanes=torch      a lane named here fails, and does not skip, if it cannot be
+                                  imported; also DDPM_REQUIRE_LANES; "all" is every lane
+pytest tests/test_x.py::test_y    in this process; so are --pdb and -n 0
 """
 
 from __future__ import annotations
 
-import importlib
 import os
+
+# Read when NumPy, torch and JAX are first imported, by subprocesses too. The arrays of the tests
+# are small, so the threads of a library would wait for each other and for those of other workers.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+os.environ.setdefault("MKL_NUM_THREADS", "1")
+os.environ.setdefault("NPROC", "1")  # XLA's
+
+import importlib.util
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -20,9 +32,9 @@ from hypothesis import settings
 
 from ddpm_core import Level
 
-settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
 settings.register_profile("dev", deadline=None)
-settings.load_profile("ci" if os.environ.get("CI") else "dev")
+settings.register_profile("ci", derandomize=True, deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
 
 #: The module of each lane. What each alone can catch:
 LANES = {
@@ -35,6 +47,8 @@ LANES = {
     "dask": "array_api_compat.dask.array",  # any computation that is not lazy
     "mlx": "mlx.core",  # whatever needs __array_api_version__ or x.device
 }
+#: Left out by --quick, unless --lanes names them: JAX compiles every case, dask plans it.
+SLOW_LANES = ("jax", "dask")
 
 
 @dataclass(frozen=True)
@@ -86,7 +100,8 @@ class Lib:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--lanes", default="all", help=f"of {','.join(LANES)}; default: all")
+    parser.addoption("--quick", action="store_true", help="what matters most, within a minute")
+    parser.addoption("--lanes", default="", help=f"of {','.join(LANES)}; default: all")
     parser.addoption(
         "--require-lanes",
         default=os.environ.get("DDPM_REQUIRE_LANES", ""),
@@ -96,6 +111,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def lanes_of(config: pytest.Config, option: str) -> list[str]:
     names = [name for name in config.getoption(option).split(",") if name]
+    if option == "--lanes" and not names:
+        skipped = SLOW_LANES if config.getoption("--quick") else ()
+        return [name for name in LANES if name not in skipped]
     if names == ["all"]:
         return list(LANES)
     if unknown := [name for name in names if name not in LANES]:
@@ -105,8 +123,34 @@ def lanes_of(config: pytest.Config, option: str) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lanes(*names): the only lanes that a test is about")
+    config.addinivalue_line("markers", "slow: compiles, trains or takes seconds; not in --quick")
+    config.addinivalue_line("markers", "needs(*modules): skipped where one of them is missing")
     for option in ("--lanes", "--require-lanes"):
         lanes_of(config, option)
+    if config.getoption("--quick"):
+        settings.load_profile("quick")
+    elif not config.getoption("--hypothesis-profile"):
+        settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    for mark in item.iter_markers("needs"):
+        for module in mark.args:
+            if importlib.util.find_spec(module) is None:
+                pytest.skip(f"{module} is not installed")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No workers for single tests: their output and debugger are those of this process."""
+    return 0 if config.args and all("::" in arg for arg in config.args) else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--quick"):
+        slow = [item for item in items if item.get_closest_marker("slow")]
+        config.hook.pytest_deselected(items=slow)
+        items[:] = [item for item in items if not item.get_closest_marker("slow")]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -143,10 +187,7 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Lib]:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Small arrays: more threads of torch would only wait for each other."""
-    torch = pytest.importorskip("torch")
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+def one_thread() -> None:
+    """One thread of torch, also where the environment said otherwise before the tests."""
+    if "torch" in sys.modules:
+        sys.modules["torch"].set_num_threads(1)
