@@ -249,7 +249,7 @@ def rows() -> list[Row]:
                 d.SASolverScheduler,
                 (
                     f"sa_solver, noise = {tau:g}, 3 and 3",
-                    partial(ddpm.samplers.sa_solver, noise=tau, predictor=3, corrector=3),
+                    partial(ddpm.samplers.sa_solver, stochasticity=tau, predictor=3, corrector=3),
                 ),
                 options={
                     "predictor_order": 3,
@@ -263,11 +263,11 @@ def rows() -> list[Row]:
     stable = {"beta_start": 1e-4, "beta_end": 0.02}
     edm = {"lower_order_final": False}
     table += [
-        Row("EulerDiscrete", d.EulerDiscreteScheduler, ("euler", ddpm.samplers.euler), "clean"),
+        Row("EulerDiscrete", d.EulerDiscreteScheduler, ("euler", ddpm.ddim), "clean"),
         Row(
             "EulerAncestralDiscrete",
             d.EulerAncestralDiscreteScheduler,
-            ("euler_ancestral", ddpm.samplers.euler_ancestral),
+            ("euler_ancestral", ddpm.ancestral),
             "clean",
         ),
         Row("HeunDiscrete", d.HeunDiscreteScheduler, ("heun", ddpm.heun), "clean", at=two),
@@ -282,7 +282,7 @@ def rows() -> list[Row]:
         Row(
             "KDPM2Discrete",
             d.KDPM2DiscreteScheduler,
-            ("midpoint", ddpm.samplers.midpoint),
+            ("midpoint", ddpm.samplers.dpm_solver_2),
             "clean",
             stable,
             at=two,
@@ -297,7 +297,7 @@ def rows() -> list[Row]:
             grid={"trained_betas": LINEAR(np.linspace(1000, 1, STEPS + 1)).sigma.tolist()},
             note="a",
         ),
-        Row("EDMEuler", d.EDMEulerScheduler, ("euler", ddpm.samplers.euler), "edm", schedule=vp),
+        Row("EDMEuler", d.EDMEulerScheduler, ("euler", ddpm.ddim), "edm", schedule=vp),
     ]
     for order, algorithm, name in (
         (2, "dpmsolver++", "dpmpp_2m"),

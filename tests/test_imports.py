@@ -46,6 +46,7 @@ ORDER = [
     "samplers.run",
     "samplers.multistep",
     "samplers",  # one file per family of solvers, which do not import each other
+    "samplers.registry",
     "certificates",
     "nn.ops",
     "nn.network",
