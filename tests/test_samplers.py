@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -517,6 +519,30 @@ def test_tables_of_wrong_shape():
     clean = LINEAR(np.array([1000, 0, 0, 0]))
     with pytest.raises(ValueError, match="only the last level may be clean data"):
         ddpm.Sampler("s", clean, good.read, good.point, good.anchor)
+
+
+@pytest.mark.parametrize("name", ["read", "point", "anchor"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_tables_of_no_numbers(name, value):
+    """A NaN or an infinity in a table would spread to all samples."""
+    good = ddpm.ddim(LINEAR, 3)
+    bad = getattr(good, name).copy()
+    bad[1, 1] = value
+    with pytest.raises(ValueError, match=rf"must be finite, but {name}\[1, 1\] is {value}"):
+        dataclasses.replace(good, **{name: bad})
+
+
+def test_terms_write_a_table():
+    """Sums of unit vectors are the columns of a table; the row into clean data is x_0."""
+    x, anchor, m_0, m_1, z = samplers.terms(2)
+    a = np.array([1.0, 2.0, 3.0])
+    levels = ddpm.levels_of(LINEAR, 3)
+    made = samplers.table("mine", levels, a * x - 2 * (m_0 - a * m_1) + z, anchor=x + a * anchor)
+    np.testing.assert_array_equal(made.point[:2], [[1, 0, -2, 2, 1], [2, 0, -2, 4, 1]])
+    np.testing.assert_array_equal(made.anchor[:2], [[1, 1, 0, 0, 0], [1, 2, 0, 0, 0]])
+    np.testing.assert_array_equal(made.point[2], [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(made.anchor[2], [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(made.read, [[0, 1]] * 3)
 
 
 # What must not pass in silence. -----------------------------------------------------------------
