@@ -196,7 +196,6 @@ def check_marginals(sampler, more=0.0):
     assert np.all(np.abs(var - levels.sigma**2 - more) <= 2 * atol * size)
 
 
-@solvers
 def variance_of(c):
     """Of q(x_s | x_t) for data N(0, c)."""
 

@@ -28,7 +28,9 @@ from solver_paths import (
 
 import ddpm_core as ddpm
 
-#: As in tests/test_samplers.py, where it says how they were computed: DDIM, eta = 1, large.
+#: By steps, variances of DDIM, of eta = 1 and of large, to six decimals: computed apart from this
+#: library, from the recursion x_s = g x_t + σ z of a Gaussian's samples, with
+#: g = (α_s α_t c + σ_t sqrt(σ_s² - σ²)) / (α_t² c + σ_t²).
 GOLDEN = {
     5: (0.068929, 0.061660, 0.129560),
     10: (0.136867, 0.111206, 0.243938),

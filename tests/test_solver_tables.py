@@ -33,6 +33,7 @@ from ddpm_core import grids, samplers
 from ddpm_core.samplers.registry import ENTRIES
 
 
+@solvers
 @fewer
 @given(path=paths() | uneven())
 def test_marginals_are_kept(solver, path):

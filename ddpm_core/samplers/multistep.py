@@ -107,10 +107,10 @@ def weighted(weights: Array, m: Sequence[Array]) -> Array:
 def integral_dk(
     levels: Level, f: Callable[[Array, Array], Array], kinks: Sequence[float] = ()
 ) -> Array:
-    """∫ f dk over each step, k = σ / α, by 32 points of Gauss-Legendre in log-SNR: (n,).
+    """∫ f dk over each step, k = σ / α, by Gauss-Legendre in log-SNR: (n,).
 
-    f: (log-SNR (p, 32), number of the step (p, 1)) -> (p, 32)
-    kinks: log-SNRs at which f is continuous but not smooth: steps are cut there, each piece a row
+    f: (log-SNR (p, points), number of the step (p, 1)) -> (p, points), p the number of pieces
+    kinks: log-SNRs at which f is continuous but not smooth: steps are cut into pieces there
 
     0 for the step into clean data, whose row needs no integral.
     """
@@ -121,7 +121,8 @@ def integral_dk(
     inside = inside[(inside > ends[0]) & (inside < ends[-1])]
     cuts = np.append(np.union1d(ends[:-1], inside), ends[-1])
     step = np.searchsorted(ends[:-1], cuts[:-1], side="right") - 1
-    node, weight = np.polynomial.legendre.leggauss(32)
+    # Enough for rounding: of pieces, which are short, and of whole steps.
+    node, weight = np.polynomial.legendre.leggauss(16 if len(kinks) else 32)
     half = np.diff(cuts)[:, None] / 2
     logsnr = cuts[:-1, None] + half * (1 + node)
     dk = half * weight * -0.5 * np.exp(-logsnr / 2)
