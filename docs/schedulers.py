@@ -186,7 +186,7 @@ def rows() -> list[Row]:
                 Row(
                     f"DPMSolverMultistep, {algorithm}, order {i + 1}",
                     d.DPMSolverMultistepScheduler,
-                    (name, getattr(ddpm, name)),
+                    (name, ddpm.samplers.by_name(name)),
                     options={"algorithm_type": algorithm, "solver_order": i + 1} | whole | to_min,
                     note=("", "", "3, 4" if algorithm.startswith("sde") else "3")[i],
                 )
@@ -202,7 +202,7 @@ def rows() -> list[Row]:
             Row(
                 f"DPMSolverSinglestep, {algorithm}, order {order}",
                 d.DPMSolverSinglestepScheduler,
-                (name, getattr(ddpm, name)),
+                (name, ddpm.samplers.by_name(name)),
                 options={"algorithm_type": algorithm, "solver_order": order} | to_min,
                 grid=trained,
                 at=slice(None, None, order),
@@ -226,7 +226,7 @@ def rows() -> list[Row]:
                 Row(
                     f"UniPC, order {order}, {b}",
                     d.UniPCMultistepScheduler,
-                    (f"{name}, {b}", partial(getattr(ddpm, name), b=b)),
+                    (f"{name}, {b}", partial(ddpm.samplers.by_name(name), b=b)),
                     options={"solver_order": order, "solver_type": b} | whole | to_min,
                 )
             )
@@ -236,7 +236,7 @@ def rows() -> list[Row]:
             Row(
                 f"DEIS, order {order}",
                 d.DEISMultistepScheduler,
-                (name, getattr(ddpm, name)),
+                (name, ddpm.samplers.by_name(name)),
                 options={"solver_order": order} | whole,
                 schedule=even,
                 note="e",
@@ -248,8 +248,8 @@ def rows() -> list[Row]:
                 f"SASolver, tau = {tau:g}, orders 3 and 4",
                 d.SASolverScheduler,
                 (
-                    f"sa_solver, noise = {tau:g}, 3 and 3",
-                    partial(ddpm.samplers.sa_solver, noise=tau, predictor=3, corrector=3),
+                    f"sa_solver, stochasticity = {tau:g}, 3 and 3",
+                    partial(ddpm.samplers.sa_solver, stochasticity=tau, predictor=3, corrector=3),
                 ),
                 options={
                     "predictor_order": 3,
@@ -263,11 +263,11 @@ def rows() -> list[Row]:
     stable = {"beta_start": 1e-4, "beta_end": 0.02}
     edm = {"lower_order_final": False}
     table += [
-        Row("EulerDiscrete", d.EulerDiscreteScheduler, ("euler", ddpm.samplers.euler), "clean"),
+        Row("EulerDiscrete", d.EulerDiscreteScheduler, ("euler", ddpm.ddim), "clean"),
         Row(
             "EulerAncestralDiscrete",
             d.EulerAncestralDiscreteScheduler,
-            ("euler_ancestral", ddpm.samplers.euler_ancestral),
+            ("euler_ancestral", ddpm.ancestral),
             "clean",
         ),
         Row("HeunDiscrete", d.HeunDiscreteScheduler, ("heun", ddpm.heun), "clean", at=two),
@@ -282,7 +282,7 @@ def rows() -> list[Row]:
         Row(
             "KDPM2Discrete",
             d.KDPM2DiscreteScheduler,
-            ("midpoint", ddpm.samplers.midpoint),
+            ("midpoint", ddpm.samplers.dpm_solver_2),
             "clean",
             stable,
             at=two,
@@ -297,7 +297,7 @@ def rows() -> list[Row]:
             grid={"trained_betas": LINEAR(np.linspace(1000, 1, STEPS + 1)).sigma.tolist()},
             note="a",
         ),
-        Row("EDMEuler", d.EDMEulerScheduler, ("euler", ddpm.samplers.euler), "edm", schedule=vp),
+        Row("EDMEuler", d.EDMEulerScheduler, ("euler", ddpm.ddim), "edm", schedule=vp),
     ]
     for order, algorithm, name in (
         (2, "dpmsolver++", "dpmpp_2m"),
@@ -308,7 +308,7 @@ def rows() -> list[Row]:
             Row(
                 f"EDMDPMSolverMultistep, {algorithm}, order {order}",
                 d.EDMDPMSolverMultistepScheduler,
-                (name, getattr(ddpm, name)),
+                (name, ddpm.samplers.by_name(name)),
                 "edm",
                 {"solver_order": order, "algorithm_type": algorithm} | edm,
                 schedule=vp,
@@ -835,6 +835,76 @@ Without clipping, a scheduler of diffusers is linear in x_T, in what the network
 the noises. `ddpm_core.testing.diffusers.unrolled` probes its `step` with basis vectors and gives the
 matrices of these combinations, in float64; those of a solver here come from `Sampler.unroll()`. Two
 samplers are the same if the matrices are.
+
+## Coming from diffusers
+
+A network is wrapped in one line. Its classes are `class_labels` there and `y` here: with classes,
+`lambda x, t, y: net(x, t, class_labels=y).sample`. `ddpm_core.load` reads the folder of a
+`UNet2DModel` with its scheduler without any of this.
+
+**Clipping.** `clip_sample=True`, the default of DDPM and DDIM, clips x_0. `ddpm.clip` does the same to
+a denoiser, and eps follows from the clipped x_0. In `DDIMScheduler` eps does so only with
+`use_clipped_model_output=True`; without it the two differ by as much as the images do.
+
+```python
+import torch, ddpm_core as ddpm
+from diffusers import DDIMScheduler, UNet2DModel
+
+net = UNet2DModel(
+    in_channels=1, out_channels=1, block_out_channels=(16, 32), norm_num_groups=8,
+    down_block_types=("DownBlock2D",) * 2, up_block_types=("UpBlock2D",) * 2,
+)
+schedule = ddpm.linear()                                  # beta_schedule="linear", the default
+predict = ddpm.Predictor(lambda x, t, **k: net(x, t, **k).sample, schedule)
+sampler = ddpm.ddim(schedule, 10, grid=ddpm.grids.leading)    # DDIMScheduler's default spacing
+x = theirs = torch.randn(2, 1, 16, 16)
+
+scheduler = DDIMScheduler()
+scheduler.set_timesteps(10)
+with torch.inference_mode():
+    for t in scheduler.timesteps:
+        eps = net(theirs, t).sample
+        theirs = scheduler.step(eps, t, theirs, use_clipped_model_output=True).prev_sample
+    ours = ddpm.sample(ddpm.clip(predict), sampler, x)
+assert torch.allclose(ours, theirs, atol=1e-3)
+```
+
+**Timesteps.** Theirs are 0 .. T - 1, and ours 1 .. T, where 0 is clean data. Spacings of one name visit
+other times in some schedulers, DPMSolverMultistep among them, so take the times from the scheduler:
+
+```python
+import torch, ddpm_core as ddpm
+from diffusers import DPMSolverMultistepScheduler
+
+net = lambda x, t: torch.tanh(x)                          # predicts eps
+x = theirs = torch.randn(2, 1, 16, 16)
+schedule = ddpm.linear()
+
+for spacing in ("leading", "linspace", "trailing"):
+    scheduler = DPMSolverMultistepScheduler(timestep_spacing=spacing)
+    scheduler.set_timesteps(20)
+    theirs = x
+    for t in scheduler.timesteps:
+        theirs = scheduler.step(net(theirs, t), t, theirs).prev_sample
+    times = [int(t) + 1 for t in scheduler.timesteps] + [0]
+    sampler = ddpm.dpmpp_2m(schedule, 20, times=times)
+    ours = ddpm.sample(ddpm.Predictor(net, schedule), sampler, x)
+    assert torch.allclose(ours, theirs, atol=1e-2 * float(theirs.abs().max()))
+```
+
+**A scheduler of your own.** `unrolled` takes it as it is configured; `law` says what it draws, and the
+matrices say whether it is the solver that it should be:
+
+```python
+import numpy as np, ddpm_core as ddpm
+from ddpm_core.testing.diffusers import unrolled
+from diffusers import DDIMScheduler
+
+theirs = unrolled(DDIMScheduler(clip_sample=False), 10)
+ours = ddpm.ddim(ddpm.linear(), 10, times=theirs.levels.time).unroll()
+assert np.allclose(theirs.y, ours.y)
+print(ddpm.law(theirs, ddpm.GaussianOracle([0.0], 0.25)).w2)   # 0.13: 10 steps are few
+```
 
 ## The solvers
 

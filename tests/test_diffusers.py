@@ -15,7 +15,7 @@ import pytest
 import ddpm_core as ddpm
 from ddpm_core import grids, samplers, schedules
 from ddpm_core.arrays import log_sigmoid
-from ddpm_core.samplers.unipc import _predictor_corrector
+from ddpm_core.samplers.unipc import predictor_corrector
 from ddpm_core.testing.diffusers import unrolled
 
 torch = pytest.importorskip("torch")
@@ -77,7 +77,7 @@ SAME = {
     "dpm++ 2 v": (partial(MULTISTEP, prediction_type="v_prediction"), ddpm.dpmpp_2m),
     "dpm++ 2 karras": (partial(MULTISTEP, use_karras_sigmas=True), ddpm.dpmpp_2m),
     "dpm 2": (TO_SIGMA_MIN, samplers.dpm_solver_2m),
-    "sde-dpm++ 1": (partial(SDE, solver_order=1), samplers.sde_dpmpp_1),
+    "sde-dpm++ 1": (partial(SDE, solver_order=1), ddpm.ancestral),
     "sde-dpm++ 2": (SDE, samplers.sde_dpmpp_2m),
     "unipc 1 bh1": (partial(UNIPC, solver_order=1, solver_type="bh1"), BH1[0]),
     "unipc 1 bh2": (partial(UNIPC, solver_order=1), samplers.unipc_1),
@@ -86,7 +86,7 @@ SAME = {
     "unipc 3 bh1": (partial(UNIPC, solver_order=3, solver_type="bh1"), BH1[2]),
     "unipc 3 bh2": (partial(UNIPC, solver_order=3), samplers.unipc_3),
     "unip 2": (partial(UNIPC, disable_corrector=list(range(STEPS))), ddpm.dpmpp_2m),
-    "euler": (diffusers.EulerDiscreteScheduler, samplers.euler),
+    "euler": (diffusers.EulerDiscreteScheduler, ddpm.ddim),
     "euler to sigma_min": (
         partial(
             diffusers.EulerDiscreteScheduler,
@@ -94,13 +94,13 @@ SAME = {
             timestep_spacing="leading",
             steps_offset=1,
         ),
-        samplers.euler,
+        ddpm.ddim,
     ),
     "euler karras": (
         partial(diffusers.EulerDiscreteScheduler, use_karras_sigmas=True),
-        samplers.euler,
+        ddpm.ddim,
     ),
-    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, samplers.euler_ancestral),
+    "euler ancestral": (diffusers.EulerAncestralDiscreteScheduler, ddpm.ancestral),
 }
 
 
@@ -124,7 +124,7 @@ def test_eta(eta):
         (diffusers.HeunDiscreteScheduler, ddpm.heun),
         (
             partial(diffusers.KDPM2DiscreteScheduler, beta_start=1e-4, beta_end=0.02),
-            samplers.midpoint,
+            samplers.dpm_solver_2,
         ),
     ],
     ids=["heun", "kdpm2"],
@@ -152,7 +152,7 @@ def test_ipndm():
 @pytest.mark.parametrize("order", [1, 2, 3])
 def test_deis(order):
     """Polynomials in log ρ are DEIS in the time of a schedule whose log-SNR is linear."""
-    solver = (samplers.deis_1, samplers.deis_2, samplers.deis_3)[order - 1]
+    solver = (ddpm.ddim, samplers.deis_2, samplers.deis_3)[order - 1]
     u = unrolled(diffusers.DEISMultistepScheduler(solver_order=order), STEPS)
     check(u, on(schedules.LinearLogSNR(12.0, -12.0), solver, u))
 
@@ -160,8 +160,8 @@ def test_deis(order):
 @pytest.mark.parametrize(
     ("kind", "ours"),
     [
-        (diffusers.EDMEulerScheduler, samplers.euler),
-        (partial(diffusers.EDMEulerScheduler, prediction_type="v_prediction"), samplers.euler),
+        (diffusers.EDMEulerScheduler, ddpm.ddim),
+        (partial(diffusers.EDMEulerScheduler, prediction_type="v_prediction"), ddpm.ddim),
         (diffusers.EDMDPMSolverMultistepScheduler, ddpm.dpmpp_2m),
         (
             partial(diffusers.EDMDPMSolverMultistepScheduler, algorithm_type="sde-dpmsolver++"),
@@ -251,7 +251,7 @@ def test_sa_solver(tau, predictor, corrector):
     kind = partial(diffusers.SASolverScheduler, tau_func=lambda _: tau, lower_order_final=False)
     u = unrolled(kind(predictor_order=predictor, corrector_order=corrector), STEPS)
     lead = (1 + tau**2) * np.diff(u.levels.logsnr) / 2
-    check(u, _predictor_corrector("", u.levels, predictor, corrector - 1, tau, lead).unroll())
+    check(u, predictor_corrector("", u.levels, predictor, corrector - 1, tau, lead).unroll())
     if tau == 0 and corrector == predictor + 1:
         check(
             u,
@@ -263,7 +263,12 @@ def test_sa_solver(tau, predictor, corrector):
             ),
         )
     exact = on(
-        LINEAR, samplers.sa_solver, u, noise=tau, predictor=predictor, corrector=corrector - 1
+        LINEAR,
+        samplers.sa_solver,
+        u,
+        stochasticity=tau,
+        predictor=predictor,
+        corrector=corrector - 1,
     )
     assert differences(u, exact)[1] > 1e-5
 
@@ -346,7 +351,7 @@ def test_single_step_sde():
         return dataclasses.replace(u, z=z)
 
     found, better = ddpm.convergence(theirs, (42, 84)), ddpm.convergence(on_one_path, (42, 84))
-    first = ddpm.convergence(samplers.sde_dpmpp_1, (42, 84))  # with as many calls
+    first = ddpm.convergence(ddpm.ancestral, (42, 84))  # with as many calls
     assert np.all(found.errors > first.errors)
     assert found.slopes[0] < 1
     assert np.all(better.errors < first.errors / 2)

@@ -24,6 +24,7 @@ INSTALLS = ("pip install", "pytest")
 PARTS = [part for line in readme.commands() for part in line.split(" && ")]
 
 
+@pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers, under NumPy 2
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.splitlines()[0][:40])
 def test_python_blocks(block, tmp_path, monkeypatch):
     """Each block runs by itself, and its warnings are errors."""

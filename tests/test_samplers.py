@@ -1,10 +1,12 @@
-"""The samplers: their tables against closed forms, and the loops that run them."""
+"""The loops that run samplers, and what they and the tables refuse."""
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import special_ortho_group
 
@@ -15,7 +17,6 @@ from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
 LINEAR = ddpm.linear()
-ZERO = ddpm.zero_terminal_snr(LINEAR)
 
 SOLVERS = {
     "ddim": ddpm.ddim,
@@ -25,6 +26,7 @@ SOLVERS = {
     "dpmpp_2m": ddpm.dpmpp_2m,
 }
 solvers = pytest.mark.parametrize("solver", SOLVERS.values(), ids=SOLVERS.keys())
+few = settings(max_examples=20)  # of each of the five solvers
 
 
 @st.composite
@@ -65,53 +67,14 @@ def variance(sampler: ddpm.Sampler, c: float) -> float:
     return float((response(sampler, ddpm.GaussianOracle([0.0], c)) ** 2).sum())
 
 
-# Closed forms. ----------------------------------------------------------------------------------
-
-# Computed apart from this library, from the recursion x_s = g x_t + σ z of a Gaussian's samples,
-# g = (α_s α_t c + σ_t sqrt(σ_s² - σ²)) / (α_t² c + σ_t²), to six decimals.
-GOLDEN = {
-    5: (0.068929, 0.061660, 0.129560),
-    10: (0.136867, 0.111206, 0.243938),
-    50: (0.222220, 0.197225, 0.261857),
-    100: (0.235659, 0.219229, 0.256767),
-    1000: (0.248498, 0.246125, 0.250752),
-}
-
-
-@pytest.mark.parametrize("K", GOLDEN)
-def test_variance_of_gaussian_samples(K):
-    """N(0, 1/4) through K steps of linear(1000): the variances of DDIM, and of small and large."""
-    times = np.round(np.linspace(1000, 0, K + 1))
-    made = (
-        ddpm.ddim(LINEAR, K, times=times),
-        ddpm.ddim(LINEAR, K, 1.0, times=times),
-        ddpm.ancestral(LINEAR, K, ddpm.large, times=times),
-    )
-    for sampler, expected in zip(made, GOLDEN[K], strict=True):
-        assert variance(sampler, 0.25) == pytest.approx(expected, rel=0, abs=5e-7 + 1e-12)
-
-
 @pytest.mark.parametrize(
     ("eta", "expected"), [(0, 0.92948), (0.2, 0.92708), (0.5, 0.91391), (1, 0.85744)]
 )
 def test_variance_of_eta(eta, expected):
-    """N(0, 1) through 51 steps at indices round(linspace(0, 999, 51)): as `GOLDEN`, by eta."""
+    """N(0, 1) in 51 steps at indices round(linspace(0, 999, 51)): as test_laws.py's, by eta."""
     times = np.append(np.round(np.linspace(999, 0, 51)) + 1, 0)
     sampler = ddpm.ddim(LINEAR, 51, eta, times=times)
     assert variance(sampler, 1.0) == pytest.approx(expected, rel=0, abs=5e-6 + 1e-12)
-
-
-@given(path=paths(), log_c=st.floats(-9, 7))
-def test_ddim_is_a_product_of_cosines(path, log_c):
-    """DDIM of N(0, c): x_0 = sqrt(c / V_T) Π cos(φ_s - φ_t) x_T, φ = atan2(σ, α sqrt(c))."""
-    sampler, c = build(ddpm.ddim, path), np.exp(log_c)
-    levels = sampler.levels
-    phi = np.arctan2(levels.sigma, levels.alpha * np.sqrt(c))
-    V = levels.alpha[0] ** 2 * c + levels.sigma[0] ** 2
-    expected = np.sqrt(c / V) * np.cos(np.diff(phi)).prod()
-    actual = response(sampler, ddpm.GaussianOracle([0.0], c))
-    assert actual[0] == pytest.approx(expected, rel=256 * EPS * len(phi), abs=256 * EPS)
-    np.testing.assert_array_equal(actual[1:], 0)
 
 
 @pytest.mark.parametrize("K", [1, 10, 50])
@@ -127,42 +90,13 @@ def test_ddim_best_grid_for_unit_variance(K):
     assert variance(sampler, 1.0) == pytest.approx(expected, rel=1e3 * K * EPS)
 
 
-@given(path=paths(), log_c=st.floats(-9, 7), data=st.data())
-def test_exact_variance_keeps_gaussians(path, log_c, data):
-    """With the variance of q(x_s | x_t), and its noise in the last step too, N(0, c) is exact."""
-    c = np.exp(log_c)
-
-    def exact(t, s):
-        V_t, V_s = (u.alpha**2 * c + u.sigma**2 for u in (t, s))
-        return ddpm.levels.tau(t, s) * t.sigma**2 * V_s / V_t
-
-    sampler = build(lambda *a, **kw: ddpm.ancestral(*a, exact, **kw), path)
-    found = response(sampler, ddpm.GaussianOracle([0.0], c))
-    last = exact(sampler.levels.take(-2), sampler.levels.take(-1))
-    start = sampler.levels.take(0)
-    total = found[0] ** 2 * (start.alpha**2 * c + start.sigma**2) + (found[1:] ** 2).sum() + last
-    assert total == pytest.approx(c, rel=512 * EPS * len(found))
-
-
 def gain(sampler: ddpm.Sampler) -> float:
     """What a row may multiply a rounding by: 2M has h / 2 h_prev, large where steps are uneven."""
     return max(1.0, float(np.abs(sampler.point).max()))
 
 
 @solvers
-@given(path=paths(), data=st.data())
-def test_one_point_of_data_is_hit(solver, path, data):
-    """A constant x_0 is where every solver ends, from any level, in any number of steps."""
-    x_0, x = data.draw(strategies.normals((3, 2), count=2))
-    sampler = build(solver, path)
-    found = ddpm.sample(lambda x_t, t: x_0, sampler, 5 * x, draws(0))
-    # The state carries EPS of |x| and of |x_0| into a last row that weighs x by σ_s / σ_t = 0.
-    np.testing.assert_allclose(
-        found, x_0, rtol=0, atol=64 * EPS * gain(sampler) * (1 + np.abs(x_0).max())
-    )
-
-
-@solvers
+@few
 @given(path=paths(zero_terminal=True), data=st.data())
 def test_one_point_of_data_from_no_signal(solver, path, data):
     """So it is from alpha = 0, by a network that predicts v."""
@@ -179,75 +113,6 @@ def test_one_point_of_data_from_no_signal(solver, path, data):
     found = ddpm.sample(predict, sampler, x, draws(0))
     sigma = sampler.levels.sigma[-2]  # the v of x_0 loses EPS / σ
     np.testing.assert_allclose(found, x_0, rtol=0, atol=64 * EPS * gain(sampler) * (1 + 10 / sigma))
-
-
-@solvers
-@given(path=paths(), x_0=st.floats(-3, 3))
-def test_marginals_are_kept(solver, path, x_0):
-    """With x_0 known, every row takes q(x_t | x_0) to q(x_s | x_0); `large` adds large - small."""
-    sampler = build(solver, path)
-    levels, lost = sampler.levels, 64 * EPS * gain(sampler)
-    mean, var = levels.alpha[0] * x_0, levels.sigma[0] ** 2
-    for i, row in enumerate(sampler.rows()):
-        t, s = levels.take(i), levels.take(i + 1)
-        mean = row.point[0] * mean + sum(row.point[2:-1]) * x_0  # every reading is x_0
-        var = row.point[0] ** 2 * var + row.point[-1] ** 2
-        excess = 0.0
-        if solver is SOLVERS["large"] and s.sigma > 0:
-            excess = ddpm.large(t, s) - ddpm.small(t, s)
-        assert mean == pytest.approx(s.alpha * x_0, rel=0, abs=lost * (1 + abs(x_0)))
-        assert var == pytest.approx(s.sigma**2 + excess, rel=0, abs=lost)
-        mean, var = s.alpha * x_0, s.sigma**2
-
-
-# Papers' other forms. ---------------------------------------------------------------------------
-
-
-@given(path=paths())
-def test_ddim_eta_1_is_ancestral(path):
-    """DDIM with eta = 1 is DDPM (Song et al. 2021, section 4.1): the tables are equal."""
-    one, other = build(lambda *a, **kw: ddpm.ddim(*a, 1.0, **kw), path), build(ddpm.ancestral, path)
-    # sqrt(1 - τ) has EPS of 1 below it, and so its root of EPS where τ is 1.
-    s, t = steps_of(one.levels)[::-1]
-    size = (
-        1
-        + np.abs(one.levels.logsnr[:-1, None])
-        + 1 / np.sqrt(1 - ddpm.levels.tau(t, s) + EPS)[:, None]
-    )
-    assert np.all(np.abs(one.point - other.point) <= 16 * EPS * size)
-
-
-@given(path=paths())
-def test_ddim_is_first_order_dpm_solver(path):
-    """x_s = σ_s/σ_t x - α_s (e^{-h} - 1) x_0, the first order of DPM-Solver++ (Lu et al. 2022)."""
-    sampler = build(ddpm.ddim, path)
-    t, s = steps_of(sampler.levels)
-    # e^{-h} = σ_s α_t / (α_s σ_t), from the levels' scales and not from their log-SNR.
-    on_x, on_x_0 = s.sigma / t.sigma, -s.alpha * (s.sigma * t.alpha / (s.alpha * t.sigma) - 1)
-    expected = np.stack([on_x, np.zeros_like(on_x), on_x_0, np.zeros_like(on_x)], axis=1)
-    np.testing.assert_allclose(sampler.point, expected, rtol=0, atol=16 * EPS)
-
-
-@given(path=paths(), clean=st.booleans())
-def test_dpmpp_2m_is_algorithm_2(path, clean):
-    """x_0 is (1 + 1/2r) m_0 - 1/2r m_1 there, r = h_prev / h (Lu et al. 2022, Algorithm 2)."""
-    if not clean and len(path[1]) > 2:  # a grid that ends in noise is of order 2 to its end
-        path = path[0], path[1][:-1]
-    sampler = build(ddpm.dpmpp_2m, path)
-    with np.errstate(divide="ignore"):
-        lam = np.log(sampler.levels.alpha) - np.log(sampler.levels.sigma)
-    first = build(ddpm.ddim, path).point
-    for i, row in enumerate(sampler.point):
-        x, anchor, m_0, m_1, z = row
-        assert (anchor, z) == (0, 0)
-        assert x == pytest.approx(first[i, 0], rel=16 * EPS)
-        half = 0.0  # 1 / 2r; first order where there is no m_1, and into clean data
-        if i > 0 and np.isfinite(lam[i + 1]):
-            half = (lam[i + 1] - lam[i]) / (lam[i] - lam[i - 1]) / 2
-        # log-SNR differences lose EPS of their terms over their size.
-        near = {"rel": 1e6 * EPS, "abs": 64 * EPS}
-        assert m_0 == pytest.approx(first[i, 2] * (1 + half), **near)
-        assert m_1 == pytest.approx(-first[i, 2] * half, **near)
 
 
 @given(schedule=strategies.betas(20), seed=st.integers(0, 99), data=st.data())
@@ -289,12 +154,11 @@ def test_ancestral_is_its_kernel(path, seed, x):
         )
 
 
-# Loops. -----------------------------------------------------------------------------------------
-
 TOY = ddpm.MixtureOracle([0.3, 0.7], [[-1.0, 0.2], [0.5, -0.4]], 0.2)
 
 
 @solvers
+@few
 @given(path=paths(), x=strategies.normals((3, 2)))
 def test_given_reads_the_raw_output(solver, path, x):
     """A loop over `given(target)` and the raw network ends where `sample` and a Predictor do."""
@@ -316,6 +180,7 @@ def test_given_reads_the_raw_output(solver, path, x):
 
 
 @solvers
+@few
 @given(path=paths(), x=strategies.normals((3, 2)), data=st.data())
 def test_trajectory_ends_and_resumes(solver, path, x, data):
     """The last step is `sample`, and going on from the state after row i ends at the same place."""
@@ -339,6 +204,7 @@ def test_trajectory_ends_and_resumes(solver, path, x, data):
 
 
 @solvers
+@few
 @given(path=paths(), seed=st.integers(0, 99), cut=st.integers(0, 5))
 def test_batch_splits(solver, path, seed, cut):
     """[A; B] is A and B alone, each with its own samples' noise."""
@@ -355,6 +221,7 @@ def test_batch_splits(solver, path, seed, cut):
 
 
 @solvers
+@few
 @given(path=paths(), seed=st.integers(0, 2**32 - 1))
 def test_rotation_equivariance(solver, path, seed):
     """Rotated data, rotated x and rotated noise give the rotated sample."""
@@ -371,6 +238,7 @@ def test_rotation_equivariance(solver, path, seed):
 
 
 @solvers
+@few
 @given(path=paths(), data=st.data())
 def test_rows_per_sample(solver, path, data):
     """Each sample at a row of its own: as that row alone does. `rows_as` holds the same numbers."""
@@ -392,16 +260,6 @@ def test_rows_per_sample(solver, path, data):
         ):
             np.testing.assert_array_equal(a[one], b)
         assert [float(c[i]) for c in table.level] == list(rows[i].level)
-
-
-@solvers
-def test_last_row_takes_no_noise(solver):
-    """The step into clean data is the reading of x_0, as the last line of Algorithm 2."""
-    for steps in (1, 2, 10, 1000):
-        row = solver(LINEAR, steps).rows()[-1]
-        assert row.point[-1] == row.anchor[-1] == 0
-        assert row.point[2] == 1
-        assert not any(row.point[:2] + row.point[3:])
 
 
 @solvers
@@ -457,9 +315,6 @@ def test_dtype_is_that_of_x(solver, dtype):
     exact = ddpm.sample(TOY, sampler, x.astype(np.float64), lambda i, shape: z.astype(np.float64))
     # A step rounds a few times; a mixture's reading changes by (α / σ)² |x_0|² times its input.
     np.testing.assert_allclose(found, exact, rtol=0, atol=200 * float(np.finfo(dtype).eps))
-
-
-# Errors. ----------------------------------------------------------------------------------------
 
 
 @solvers
@@ -519,7 +374,28 @@ def test_tables_of_wrong_shape():
         ddpm.Sampler("s", clean, good.read, good.point, good.anchor)
 
 
-# What must not pass in silence. -----------------------------------------------------------------
+@pytest.mark.parametrize("name", ["read", "point", "anchor"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_tables_of_no_numbers(name, value):
+    """A NaN or an infinity in a table would spread to all samples."""
+    good = ddpm.ddim(LINEAR, 3)
+    bad = getattr(good, name).copy()
+    bad[1, 1] = value
+    with pytest.raises(ValueError, match=rf"must be finite, but {name}\[1, 1\] is {value}"):
+        dataclasses.replace(good, **{name: bad})
+
+
+def test_terms_write_a_table():
+    """Sums of unit vectors are the columns of a table; the row into clean data is x_0."""
+    x, anchor, m_0, m_1, z = samplers.terms(2)
+    a = np.array([1.0, 2.0, 3.0])
+    levels = ddpm.levels_of(LINEAR, 3)
+    made = samplers.table("mine", levels, a * x - 2 * (m_0 - a * m_1) + z, anchor=x + a * anchor)
+    np.testing.assert_array_equal(made.point[:2], [[1, 0, -2, 2, 1], [2, 0, -2, 4, 1]])
+    np.testing.assert_array_equal(made.anchor[:2], [[1, 1, 0, 0, 0], [1, 2, 0, 0, 0]])
+    np.testing.assert_array_equal(made.point[2], [0, 0, 1, 0, 0])
+    np.testing.assert_array_equal(made.anchor[2], [0, 1, 0, 0, 0])
+    np.testing.assert_array_equal(made.read, [[0, 1]] * 3)
 
 
 def test_samplers_of_another_schedule_are_refused():

@@ -10,24 +10,17 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 
-from ddpm_core import samplers
 from ddpm_core.backends import Backend, backend
 from ddpm_core.checkpoints import Checkpoint
 from ddpm_core.cli import pictures
 from ddpm_core.cli.models import Device, open_model
 from ddpm_core.denoisers import clip
 from ddpm_core.samplers import Sampler, trajectory
+from ddpm_core.samplers.registry import ENTRIES
 from ddpm_core.typing import Array
 
-_NAMES = """
-    dpmpp_2m dpmpp_3m dpmpp_2s unipc_1 unipc_2 unipc_3 ddim euler heun midpoint lms plms ipndm
-    deis_1 deis_2 deis_3 dpm_solver_1 dpm_solver_2 dpm_solver_3 dpm_solver_2m dpm_solver_3m
-    ancestral euler_ancestral sde_dpmpp_1 sde_dpmpp_2m sde_dpmpp_3m sa_solver er_sde
-    edm_stochastic restart
-"""
-
-#: Every solver that goes from noise to data, the default first.
-SAMPLERS = {name: getattr(samplers, name) for name in _NAMES.split()}
+#: Every solver that goes from noise to data, by name and alias, the default first.
+SAMPLERS = {name: each.solver for each in ENTRIES if each.from_noise for name in each.names}
 
 
 def sample(

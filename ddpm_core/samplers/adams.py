@@ -14,15 +14,15 @@ import numpy as np
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import Level, steps_of
 from ddpm_core.samplers.multistep import (
-    gauss_legendre,
+    integral_dk,
     lags,
-    named,
     quadrature,
     ratio,
     reads_eps,
+    weighted,
 )
-from ddpm_core.samplers.tables import Sampler, levels_of, table
-from ddpm_core.schedules import Schedule
+from ddpm_core.samplers.tables import Sampler, levels_of, table, terms
+from ddpm_core.schedules import Discrete, Schedule
 from ddpm_core.typing import Array
 
 
@@ -58,14 +58,14 @@ def plms(
 ) -> Sampler:
     """PLMS: the coefficients of `ipndm`, started by Heun's method (Liu et al. 2022, PNDM).
 
-    The first step averages the eps at t and at where DDIM comes from there, and so makes one call
-    more: steps + 1 in all, of two steps or more.
+    The first step averages the eps at t and at the point that a DDIM step reaches from it. This
+    takes one call more: steps + 1 in all, where there are two steps or more.
     """
     levels = levels_of(schedule, steps, grid, times)
     if steps == 1:
         return _table("plms", levels, reads_eps("plms", levels), np.diff(ratio(levels))[:, None])
-    # Rows: the first step twice, then each other; they look at times 0, 1, 1, 2, 3, ...
-    at, step = np.array([0, *range(1, steps)]), np.arange(steps)
+    # The first step has two rows, the others one each: they look at times 0, 1, 1, 2, 3, ...
+    at, step = np.arange(steps), np.arange(steps)
     at, step = np.insert(at, 1, 1), np.insert(step, 0, 0)
     rows = Level(*(np.append(field[at], field[-1]) for field in levels))
     read = reads_eps("plms", rows)
@@ -77,17 +77,18 @@ def plms(
         past = [j for j in range(i + 1) if j != i - 1][:order]
         weights[i, past] = even[i - 1, : len(past)]
     t, s = (part.take(step) for part in steps_of(levels))
-    second = np.arange(steps + 1) == 1
-    on_x = s.alpha / t.alpha
-    point = {"x": np.where(second, 0.0, on_x), "anchor": np.where(second, on_x, 0.0)}
-    point |= named(s.alpha[:, None] * (ratio(s) - ratio(t))[:, None] * weights)
-    return table("plms", rows, read=read, point=point, anchor={"x": ~second, "anchor": second})
+    x, anchor, *m, _ = terms(order + 1)
+    again = np.arange(steps + 1) == 1
+    start = anchor * again + x * ~again  # both rows of the first step start at x_T
+    point = s.alpha * (start / t.alpha + (ratio(s) - ratio(t)) * weighted(weights, m))
+    return table("plms", rows, point, anchor=start, read=read)
 
 
 def deis_2(schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None) -> Sampler:
     """DEIS of order 2: tAB1, the line through two eps (Zhang & Chen 2023).
 
-    The polynomial is in the schedule's time, and dk / dt is its weight. Started by DDIM.
+    The polynomial is in the schedule's time, its weight is dk / dt, and the integral is exact to
+    rounding, also over the kinks of a discrete schedule. Started by DDIM.
     """
     return _deis(2, schedule, levels_of(schedule, steps, grid, times))
 
@@ -99,11 +100,20 @@ def deis_3(schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any 
 
 def _deis(order: int, schedule: Schedule, levels: Level) -> Sampler:
     name = f"deis_{order}"
-    read, (t, s) = reads_eps(name, levels), steps_of(levels)
-    k, logsnr = gauss_legendre(t, s)
-    times = schedule.at(np.clip(logsnr, levels.logsnr[0], None)).time
-    u = times - t.time[:, None]
-    moments = np.stack([(k * u**m).sum(axis=1) for m in range(order)], axis=1)
+    read, k = reads_eps(name, levels), ratio(levels)
+
+    def power(m: int) -> Array:
+        """∫ (time - t)^m dk."""
+
+        def f(logsnr: Array, step: Array) -> Array:
+            time = schedule.at(np.maximum(logsnr, levels.logsnr[0])).time
+            return (time - levels.time[step]) ** m
+
+        # Between its integer times a discrete schedule is smooth.
+        kinks = schedule.logsnr if isinstance(schedule, Discrete) else ()
+        return integral_dk(levels, f, kinks)
+
+    moments = np.stack([np.diff(k), *(power(m) for m in range(1, order))], axis=1)
     return _table(name, levels, read, quadrature(lags(levels.time, order), moments))
 
 
@@ -115,8 +125,8 @@ def _even(steps: int, order: int) -> Array:
 
 def _table(name: str, levels: Level, read: tuple[Array, Array], weights: Array) -> Sampler:
     t, s = steps_of(levels)
-    point = {"x": s.alpha / t.alpha, **named(s.alpha[:, None] * weights)}
-    return table(name, levels, read=read, point=point)
+    x, _, *eps, _ = terms(weights.shape[1])
+    return table(name, levels, s.alpha * (x / t.alpha + weighted(weights, eps)), read=read)
 
 
 def _order(order: int) -> int:

@@ -22,15 +22,17 @@ import numpy as np
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import Level, steps_of
 from ddpm_core.samplers.multistep import (
+    between,
     exponential,
     half_log_snr_steps,
     lags,
-    named,
+    over_previous,
     reads_eps,
     scale_sde,
     staged,
+    weighted,
 )
-from ddpm_core.samplers.tables import Sampler, levels_of, table
+from ddpm_core.samplers.tables import Sampler, levels_of, table, terms
 from ddpm_core.schedules import Schedule
 from ddpm_core.typing import Array
 
@@ -44,7 +46,12 @@ def dpmpp_2m(
 
     The first step is of order 1 (D = m_0), which is DDIM.
     """
-    return _multistep("dpmpp_2m", levels_of(schedule, steps, grid, times), 2)
+    levels = levels_of(schedule, steps, grid, times)
+    (t, s), h = steps_of(levels), half_log_snr_steps(levels)
+    x_t, _, m_0, m_1, _ = terms(2)
+    D = m_0 + over_previous(h) / 2 * (m_0 - m_1)
+    x_s = s.sigma / t.sigma * x_t - s.alpha * np.expm1(-h) * D
+    return table("dpmpp_2m", levels, x_s)
 
 
 def dpmpp_3m(
@@ -60,7 +67,7 @@ def dpmpp_3m(
 
     The second step is that of `dpmpp_2m`.
     """
-    return _multistep("dpmpp_3m", levels_of(schedule, steps, grid, times), 3)
+    return _third_order("dpmpp_3m", levels_of(schedule, steps, grid, times), stochasticity=0.0)
 
 
 def sde_dpmpp_2m(
@@ -71,7 +78,12 @@ def sde_dpmpp_2m(
     x_s = (σ_s / σ_t) e^{-h} x_t + α_s (1 - e^{-2h}) D + σ_s sqrt(1 - e^{-2h}) z,
     D = m_0 + (h / 2 h_prev) (m_0 - m_1)
     """
-    return _multistep("sde_dpmpp_2m", levels_of(schedule, steps, grid, times), 2, noise=1.0)
+    levels = levels_of(schedule, steps, grid, times)
+    (t, s), h = steps_of(levels), half_log_snr_steps(levels)
+    x_t, _, m_0, m_1, z = terms(2)
+    D = m_0 + over_previous(h) / 2 * (m_0 - m_1)
+    x_s = s.sigma / t.sigma * np.exp(-h) * x_t - s.alpha * np.expm1(-2 * h) * D
+    return table("sde_dpmpp_2m", levels, x_s + s.sigma * np.sqrt(-np.expm1(-2 * h)) * z)
 
 
 def sde_dpmpp_3m(
@@ -81,7 +93,7 @@ def sde_dpmpp_3m(
 
     Published code takes half of its second derivative. The second step is that of `sde_dpmpp_2m`.
     """
-    return _multistep("sde_dpmpp_3m", levels_of(schedule, steps, grid, times), 3, noise=1.0)
+    return _third_order("sde_dpmpp_3m", levels_of(schedule, steps, grid, times), stochasticity=1.0)
 
 
 def dpm_solver_2m(
@@ -91,14 +103,26 @@ def dpm_solver_2m(
 
     x_s = (α_s / α_t) x_t - σ_s (e^h - 1) D,   D = m_0 + (h / 2 h_prev) (m_0 - m_1)
     """
-    return _multistep_eps("dpm_solver_2m", levels_of(schedule, steps, grid, times), 2)
+    levels = levels_of(schedule, steps, grid, times)
+    read = reads_eps("dpm_solver_2m", levels)
+    (t, s), h = steps_of(levels), half_log_snr_steps(levels)
+    x_t, _, m_0, m_1, _ = terms(2)
+    D = m_0 + over_previous(h) / 2 * (m_0 - m_1)
+    x_s = s.alpha / t.alpha * x_t - s.sigma * np.expm1(h) * D
+    return table("dpm_solver_2m", levels, x_s, read=read)
 
 
 def dpm_solver_3m(
     schedule: Schedule, steps: int, *, grid: Grid = trailing, times: Any = None
 ) -> Sampler:
     """`dpmpp_3m` that reads eps. ValueError at alpha = 0."""
-    return _multistep_eps("dpm_solver_3m", levels_of(schedule, steps, grid, times), 3)
+    levels = levels_of(schedule, steps, grid, times)
+    read = reads_eps("dpm_solver_3m", levels)
+    (t, s), h = steps_of(levels), half_log_snr_steps(levels)
+    weights = exponential(h, lags(levels.logsnr / 2, 3), rate=-1.0, lead=-np.expm1(h))
+    x_t, _, *eps, _ = terms(3)
+    x_s = s.alpha / t.alpha * x_t + s.sigma * weighted(weights, eps)
+    return table("dpm_solver_3m", levels, x_s, read=read)
 
 
 def dpmpp_2s(
@@ -110,7 +134,11 @@ def dpmpp_2s(
     x_s = (σ_s / σ_t) x_t - α_s (e^{-h} - 1) x_0(u, r)
     """
     levels = levels_of(schedule, steps, grid, times)
-    return _single_step("dpmpp_2s", schedule, levels, (0.5,), rate=1.0, halved=True)
+    (t, s), h, r = steps_of(levels), half_log_snr_steps(levels), between(schedule, levels, 1 / 2)
+    x_t, anchor, m_0, _ = terms()
+    u = r.sigma / t.sigma * x_t - r.alpha * np.expm1(-h / 2) * m_0
+    x_s = s.sigma / t.sigma * anchor - s.alpha * np.expm1(-h) * m_0
+    return staged("dpmpp_2s", [t, r], s, [u, x_s], eps=False)
 
 
 def dpm_solver_2(
@@ -124,11 +152,12 @@ def dpm_solver_2(
     ValueError at alpha = 0.
     """
     levels = levels_of(schedule, steps, grid, times)
-    return _single_step("dpm_solver_2", schedule, levels, (0.5,), rate=-1.0, halved=True)
-
-
-#: The midpoint method in x / α over k = σ / α, its middle in log k (k-diffusion's DPM2).
-midpoint = dpm_solver_2
+    reads_eps("dpm_solver_2", levels)
+    (t, s), h, r = steps_of(levels), half_log_snr_steps(levels), between(schedule, levels, 1 / 2)
+    x_t, anchor, m_0, _ = terms()
+    u = r.alpha / t.alpha * x_t - r.sigma * np.expm1(h / 2) * m_0
+    x_s = s.alpha / t.alpha * anchor - s.sigma * np.expm1(h) * m_0
+    return staged("dpm_solver_2", [t, r], s, [u, x_s], eps=True)
 
 
 def dpm_solver_3(
@@ -136,62 +165,38 @@ def dpm_solver_3(
 ) -> Sampler:
     """DPM-Solver-3, single-step of order 3, three calls a step (Lu et al. 2022a, Algorithm 2).
 
-    It looks at t, at a third of the step in log-SNR (by a step of order 1) and at two thirds (by
-    one of order 2), and combines the readings at t and at two thirds. ValueError at alpha = 0.
+    With eps_0, eps_1, eps_2 read at t, and at a third and two thirds of the step in log-SNR:
+
+    u_1 = (α_1 / α_t) x_t - σ_1 (e^{h/3} - 1) eps_0
+    u_2 = (α_2 / α_t) x_t - σ_2 (e^{2h/3} - 1) eps_0
+          - 2 σ_2 ((e^{2h/3} - 1) / (2h/3) - 1) (eps_1 - eps_0)
+    x_s = (α_s / α_t) x_t - σ_s (e^h - 1) eps_0 - 3/2 σ_s ((e^h - 1) / h - 1) (eps_2 - eps_0)
+
+    ValueError at alpha = 0.
     """
     levels = levels_of(schedule, steps, grid, times)
-    return _single_step("dpm_solver_3", schedule, levels, (1 / 3, 2 / 3), rate=-1.0, halved=False)
+    reads_eps("dpm_solver_3", levels)
+    (t, s), h = steps_of(levels), half_log_snr_steps(levels)
+    one, two = (between(schedule, levels, share) for share in (1 / 3, 2 / 3))
+    x_t, anchor, m_0, m_1, m_2, _ = terms(3)  # the newest reading is m_0
+
+    def bend(h: Array) -> Array:
+        """(e^h - 1) / h - 1; 0 at h = 0, into clean data."""
+        return np.expm1(h) / np.where(h > 0, h, 1.0) - (h > 0)
+
+    u_1 = one.alpha / t.alpha * x_t - one.sigma * np.expm1(h / 3) * m_0
+    u_2 = two.alpha / t.alpha * anchor - two.sigma * np.expm1(2 * h / 3) * m_1
+    u_2 = u_2 - 2 * two.sigma * bend(2 * h / 3) * (m_0 - m_1)
+    x_s = s.alpha / t.alpha * anchor - s.sigma * np.expm1(h) * m_2
+    x_s = x_s - 3 / 2 * s.sigma * bend(h) * (m_0 - m_2)
+    return staged("dpm_solver_3", [t, one, two], s, [u_1, u_2, x_s], eps=True)
 
 
-def _multistep(name: str, levels: Level, order: int, noise: float = 0.0) -> Sampler:
+def _third_order(name: str, levels: Level, stochasticity: float) -> Sampler:
+    """Through three readings of x_0, in the ODE (0) or the reverse SDE (1)."""
     _, s = steps_of(levels)
-    h, rate = half_log_snr_steps(levels), 1 + noise**2
-    on_x, on_z = scale_sde(levels, noise)
-    weights = exponential(h, lags(levels.logsnr / 2, order), rate, lead=-np.expm1(-rate * h))
-    return table(name, levels, point={"x": on_x, **named(s.alpha[:, None] * weights), "z": on_z})
-
-
-def _multistep_eps(name: str, levels: Level, order: int) -> Sampler:
-    t, s = steps_of(levels)
-    read, h = reads_eps(name, levels), half_log_snr_steps(levels)
-    weights = exponential(h, lags(levels.logsnr / 2, order), -1.0, lead=-np.expm1(h))
-    point = {"x": s.alpha / t.alpha, **named(s.sigma[:, None] * weights)}
-    return table(name, levels, read=read, point=point)
-
-
-def _single_step(
-    name: str,
-    schedule: Schedule,
-    levels: Level,
-    between: tuple[float, ...],
-    *,
-    rate: float,
-    halved: bool,
-) -> Sampler:
-    """Stages that look at t and at shares of the step in log-SNR; each starts again at x_t.
-
-    A stage's polynomial is through the readings of the first stage and of the last.
-    halved: its first moment is half of h times the zeroth, as in the papers' order 2
-    """
-    if rate < 0:
-        reads_eps(name, levels)
-    t, s = steps_of(levels)
-    h = half_log_snr_steps(levels)
-    short = np.isinf(h)  # these steps have one stage
-    shares = (0.0, *between, 1.0)
-    step = np.where(short, 0.0, h)
-    looks = [t, *(schedule.at(t.logsnr + 2 * r * step) for r in between)]
-    stages: list[dict[str, Array]] = []
-    for j in range(len(looks)):
-        end = s
-        if j + 1 < len(looks):
-            end = Level(*(np.where(short, *pair) for pair in zip(s, looks[j + 1], strict=True)))
-        run = h * np.where(short, 1.0, shares[j + 1])
-        nodes = np.stack([shares[j] * step, 0 * step] if j else [0 * step], axis=1)
-        on_m = exponential(run, nodes, rate, -np.expm1(-rate * run) if halved else None)
-        on_x, scale = end.sigma / t.sigma, end.alpha
-        if rate < 0:
-            on_x, scale = end.alpha / t.alpha, end.sigma
-        readings = dict(zip(("m0", f"m{j}"), (scale[:, None] * on_m).T, strict=False))
-        stages.append({"anchor" if j else "x": on_x, **readings})
-    return staged(name, looks, s, stages, ~short, eps=rate < 0)
+    h, rate = half_log_snr_steps(levels), 1 + stochasticity**2
+    on_x, on_z = scale_sde(levels, stochasticity)
+    weights = exponential(h, lags(levels.logsnr / 2, 3), rate, lead=-np.expm1(-rate * h))
+    x, _, *m, z = terms(3)
+    return table(name, levels, on_x * x + s.alpha * weighted(weights, m) + on_z * z)

@@ -14,7 +14,7 @@ import numpy as np
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import Level, steps_of
 from ddpm_core.samplers.multistep import ratio, reads_eps, staged
-from ddpm_core.samplers.tables import Sampler, levels_of
+from ddpm_core.samplers.tables import Sampler, levels_of, terms
 from ddpm_core.schedules import Schedule
 
 
@@ -42,15 +42,18 @@ def edm_stochastic(
     grid: Grid = trailing,
     times: Any = None,
 ) -> Sampler:
-    """EDM's stochastic sampler: `heun` from a level that noise was added to (Algorithm 2).
+    """EDM's stochastic sampler: noise before each step of `heun` (Karras et al. 2022, Algorithm 2).
 
-    k̂ = (1 + γ) k,   γ = min(churn / steps, sqrt(2) - 1) where s_min <= k <= s_max, else 0
+    x̂ = x + sqrt(k̂² - k²) s_noise z in x / α, and the step goes from k̂ = (1 + γ) k,
+    γ = min(churn / steps, sqrt(2) - 1) where s_min <= k <= s_max, else 0
 
     churn: S_churn, how much noise in all; 0 is `heun`
     s_min, s_max: S_min and S_max, the range of k = σ / α in which it is added
     s_noise: S_noise, multiplies the standard deviation of what is added
 
-    No k̂ is above the schedule's noisiest level, which the network was not trained beyond.
+    Noise is added by the row before a step, and so not before the first step: x is read at the
+    level where it is given. That differs from the paper only where `times` start below the
+    schedule's noisiest level, above which no k̂ goes, because no network was trained there.
     """
     if not (churn >= 0 and s_noise >= 0 and s_min >= 0):
         raise ValueError(
@@ -61,6 +64,7 @@ def edm_stochastic(
     t, s = steps_of(levels)
     k = ratio(t)
     gamma = np.where((s_min <= k) & (k <= s_max), min(churn / steps, math.sqrt(2) - 1), 0.0)
+    gamma[0] = 0.0
     noisiest = schedule(schedule.ends[1]).logsnr
     raised = schedule.at(np.maximum(t.logsnr - 2 * np.log1p(gamma), noisiest))
     start = Level(*(np.where(gamma > 0, a, b) for a, b in zip(raised, t, strict=True)))
@@ -76,12 +80,12 @@ def restart(
     grid: Grid = trailing,
     times: Any = None,
 ) -> Sampler:
-    """Restart: `heun`, which goes back by noise and comes again (Xu et al. 2023).
+    """Restart: `heun` that adds noise again to an interval and repeats its steps (Xu et al. 2023).
 
     repeats: K, how often
     interval: (i, j), i < j: on reaching the j-th time of the grid, noise of variance k_i² - k_j²
         is added to x / α, and the steps from the i-th time are taken again. By default the two
-        steps before the last one, (steps - 3, steps - 1), or of 2 steps the first
+        steps before the last one, (steps - 3, steps - 1); where there are 2 steps, the first
     """
     levels = levels_of(schedule, steps, grid, times)
     reads_eps("restart", levels)
@@ -94,17 +98,17 @@ def restart(
         )
     if not hasattr(repeats, "__index__") or repeats < 0:
         raise ValueError(f"repeats must be an integer of at least 0, but is {repeats}")
-    order = [*range(j), *[*range(i, j)] * repeats, *range(j, steps)]
-    t, s = (part.take(order) for part in steps_of(levels))
+    visits = [*range(j), *[*range(i, j)] * repeats, *range(j, steps)]
+    t, s = (part.take(visits) for part in steps_of(levels))
     return _heun("restart", t, s)
 
 
 def _heun(name: str, t: Level, s: Level, s_noise: float = 1.0) -> Sampler:
     """Steps from t_i to s_i (n,); noise takes s_i up to t_{i+1} where that is noisier."""
     to = Level(*(np.append(a[1:], b[-1]) for a, b in zip(t, s, strict=True)))
-    slope = ratio(s) - ratio(t)
+    step = ratio(s) - ratio(t)
     added = s_noise * np.sqrt(np.maximum(ratio(to) ** 2 - ratio(s) ** 2, 0.0))
-    half = to.alpha * slope / 2
-    look = {"x": s.alpha / t.alpha, "m0": s.alpha * slope}
-    correct = {"anchor": to.alpha / t.alpha, "m0": half, "m1": half, "z": to.alpha * added}
-    return staged(name, [t, s], s, [look, correct], s.sigma > 0, eps=True)
+    x_t, anchor, m_0, m_1, z = terms(2)
+    u = s.alpha * (x_t / t.alpha + step * m_0)
+    x = to.alpha * (anchor / t.alpha + step * (m_0 + m_1) / 2 + added * z)
+    return staged(name, [t, s], s, [u, x], eps=True)

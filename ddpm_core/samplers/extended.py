@@ -9,8 +9,15 @@ import numpy as np
 
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import steps_of
-from ddpm_core.samplers.multistep import gauss_legendre, lags, named, quadrature, ratio, reads_eps
-from ddpm_core.samplers.tables import Sampler, levels_of, table
+from ddpm_core.samplers.multistep import (
+    integral_dk,
+    lags,
+    quadrature,
+    ratio,
+    reads_eps,
+    weighted,
+)
+from ddpm_core.samplers.tables import Sampler, levels_of, table, terms
 from ddpm_core.schedules import Schedule
 from ddpm_core.typing import Array
 
@@ -34,7 +41,7 @@ def er_sde(
     x_s / α_s = r x_t / α_t + (1 - r) D + sqrt(k_s² - r² k_t²) z,   r = φ(k_s) / φ(k_t)
 
     with D the mean, under the solver's weight, of the polynomial in k through m_0 and earlier
-    readings. The paper writes it by Taylor terms, and takes plain differences for derivatives.
+    readings. The paper expands it in Taylor terms, with plain differences for the derivatives.
 
     order: of the solver, 1, 2 or 3 readings
     phi: k -> φ(k), with φ(k) / k not falling; k is the probability flow and k² the reverse SDE
@@ -58,14 +65,15 @@ def er_sde(
         )
     left = np.where(left <= lost, 0.0, left)  # a rounding is not noise
     # By parts: ∫ φ_s (φ' / φ²) u^m dk = u_s^m - m φ_s ∫ u^{m-1} / φ dk, from k_t down to k_s.
-    weight, logsnr = gauss_legendre(t, s)
-    at = np.exp(-logsnr / 2)
-    u = at - k[:-1, None]
     moments = [1 - r]
     for m in range(1, order):
-        inner = (weight * u ** (m - 1) * phi(k[1:, None]) / phi(at)).sum(axis=1)
-        moments.append(run**m - m * inner)
+
+        def f(logsnr: Array, i: Array, m: int = m) -> Array:
+            at = np.exp(-logsnr / 2)
+            return (at - k[i]) ** (m - 1) * phi(k[i + 1]) / phi(at)
+
+        moments.append(run**m - m * integral_dk(levels, f))
     weights = quadrature(lags(k, order), np.stack(moments, axis=1))
-    point = {"x": s.alpha / t.alpha * r, **named(s.alpha[:, None] * weights)}
-    point["z"] = s.alpha * np.sqrt(left)
-    return table("er_sde", levels, point=point)
+    x, _, *x_0, z = terms(order)
+    x_s = s.alpha * (r * x / t.alpha + weighted(weights, x_0) + np.sqrt(left) * z)
+    return table("er_sde", levels, x_s)

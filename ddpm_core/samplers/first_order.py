@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import steps_of, tau
 from ddpm_core.process import Variance, posterior_row, small
-from ddpm_core.samplers.tables import Sampler, levels_of, table
+from ddpm_core.samplers.tables import Sampler, levels_of, table, terms
 from ddpm_core.schedules import Schedule
 
 
@@ -32,8 +32,9 @@ def ancestral(
     levels = levels_of(schedule, steps, grid, times)
     t, s = steps_of(levels)
     on_x_0, on_x_t = posterior_row(t, s)
-    z = np.sqrt(variance(t, s))
-    return table("ancestral", levels, point={"x": on_x_t, "m0": on_x_0, "z": z})
+    x_t, _, x_0, z = terms()
+    x_s = on_x_0 * x_0 + on_x_t * x_t + np.sqrt(variance(t, s)) * z
+    return table("ancestral", levels, x_s)
 
 
 def ddim(
@@ -59,16 +60,10 @@ def ddim(
         raise ValueError(
             f"eta must be at least 0 and eta² τ at most 1 at every step, but eta = {eta}"
         )
-    on_eps = s.sigma * np.sqrt(np.maximum(kept, 0.0))
-    return table(
-        "ddim",
-        levels,
-        point={
-            "x": on_eps / t.sigma,
-            "m0": s.alpha - on_eps * (t.alpha / t.sigma),
-            "z": eta * np.sqrt(tau(t, s)) * s.sigma,
-        },
-    )
+    x_t, _, x_0, z = terms()
+    eps = (x_t - t.alpha * x_0) / t.sigma
+    x_s = s.alpha * x_0 + s.sigma * np.sqrt(np.maximum(kept, 0.0)) * eps
+    return table("ddim", levels, x_s + eta * np.sqrt(tau(t, s)) * s.sigma * z)
 
 
 def ddim_inversion(
@@ -81,8 +76,8 @@ def ddim_inversion(
     times: steps + 1 times of the schedule, strictly rising, the first of them with noise: nothing
         is read at clean data. By default those of grid(schedule, steps + 1) but the clean one
 
-    `sample` with it takes x at the first of its levels, or data that may stand for it, and returns
-    x at the noisiest.
+    `sample` with it takes x at the first of its levels, as which clean data may be taken where that
+    level has little noise, and returns x at the noisiest.
     """
     if times is None:
         times = grid(schedule, steps + 1)[-2::-1]
@@ -92,23 +87,10 @@ def ddim_inversion(
     levels = levels_of(schedule, steps, times=times[::-1]).take(slice(None, None, -1))
     if levels.sigma[0] == 0:
         raise ValueError(
-            f"ddim_inversion cannot start at clean data, time {levels.time[0]:g}, where eps is "
-            f"nothing; start at a level with noise, such as the next, which data may stand for"
+            f"ddim_inversion cannot start at clean data, time {levels.time[0]:g}, which has no "
+            f"eps; start at a level with a little noise, as which the data may be taken"
         )
     t, s = steps_of(levels)
-    on_eps = s.sigma / t.sigma
-    return table("ddim_inversion", levels, point={"x": on_eps, "m0": s.alpha - on_eps * t.alpha})
-
-
-# Other names of the same tables. ----------------------------------------------------------------
-
-#: Euler's method on the probability flow in x / α over σ / α (Song et al. 2021, Eq. 14).
-euler = ddim
-#: DPM-Solver of order 1 (Lu et al. 2022a, section 4.1).
-dpm_solver_1 = ddim
-#: DEIS of order 1 (Zhang & Chen 2023).
-deis_1 = ddim
-#: Euler's step down to k_s² / k_t, and noise up to k_s (k-diffusion), k = σ / α.
-euler_ancestral = ancestral
-#: SDE-DPM-Solver++ of order 1 (Lu et al. 2022b).
-sde_dpmpp_1 = ancestral
+    x_t, _, x_0, _ = terms()
+    eps = (x_t - t.alpha * x_0) / t.sigma
+    return table("ddim_inversion", levels, s.alpha * x_0 + s.sigma * eps)

@@ -1,22 +1,37 @@
-"""What families of solvers share: the integral of a polynomial through readings, and stages.
+"""What families of solvers share: steps in log-SNR, polynomials through readings, and stages.
 
-A solver with a memory integrates its ODE or SDE over a step as if the readings lay on the
-polynomial through the last few of them. In which variable that is a polynomial, and by which weight
-it is integrated, makes the solver; the integral is here.
+A multistep solver integrates its ODE or SDE over a step as if the readings lay on the polynomial
+through the last few of them. The solvers differ in the variable of that polynomial and in the
+weight of the integral. Where a paper prints the result, the solver's own file has it; the integral
+for all others is here.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import numpy as np
 
 from ddpm_core.levels import Level, steps_of
-from ddpm_core.samplers.tables import Sampler, table
+from ddpm_core.samplers.tables import Sampler, table, terms
+from ddpm_core.schedules import Schedule
 from ddpm_core.typing import Array
 
 
 def half_log_snr_steps(levels: Level) -> Array:
-    """h of each step in the papers' λ = log(α / σ), half of ours; inf into clean data."""
-    return np.diff(levels.logsnr) / 2
+    """(n,), the papers' h: the rise of λ = log(α / σ), half of our log-SNR, in each step.
+
+    inf from alpha = 0; 0 into clean data, where `table` replaces the row, so that equations in h
+    stay finite.
+    """
+    return np.where(levels.sigma[1:] > 0, np.diff(levels.logsnr) / 2, 0.0)
+
+
+def over_previous(h: Array) -> Array:
+    """h / h_prev of each step; 0 where no step at a finite distance comes before."""
+    before = np.append(np.inf, h[:-1])
+    there = np.isfinite(before)
+    return np.where(there, h, 0.0) / np.where(there, before, 1.0)
 
 
 def ratio(levels: Level) -> Array:
@@ -65,7 +80,7 @@ def exponential(h: Array, nodes: Array, rate: Array | float, lead: Array | None 
     lead: (n,); where two readings are combined, (h / 2) lead stands for the first moment, which has
         the same order: DPM-Solver's and UniPC's form. None takes the moment itself
 
-    Where h is not finite, at clean data and at alpha = 0, the newest reading alone counts.
+    Where h is inf, at alpha = 0, the newest reading alone counts.
     """
     far = np.isinf(h)
     order = nodes.shape[1]
@@ -80,26 +95,50 @@ def exponential(h: Array, nodes: Array, rate: Array | float, lead: Array | None 
     return quadrature(nodes, np.stack(moments, axis=1))
 
 
-def gauss_legendre(t: Level, s: Level, points: int = 32) -> tuple[Array, Array]:
-    """Weights that integrate dk from t to s, and the log-SNR of the points: (n, points) each.
+def weighted(weights: Array, m: Sequence[Array]) -> Array:
+    """Σ_j w_j m_j, in `terms`.
 
-    Gauss-Legendre in log-SNR, where k = exp(-log-SNR / 2); of no use, but finite, at clean data.
+    weights: (n, k)
+    m: the readings' unit vectors, k or more of them
     """
-    node, weight = np.polynomial.legendre.leggauss(points)
-    width = np.where(np.isfinite(s.logsnr), s.logsnr - t.logsnr, 0.0)[:, None] / 2
-    logsnr = t.logsnr[:, None] + width * (1 + node)
-    return width * weight * -0.5 * np.exp(-logsnr / 2), logsnr
+    return sum(w * m_j for w, m_j in zip(weights.T, m, strict=False))
 
 
-def scale_sde(levels: Level, noise: Array | float) -> tuple[Array, Array]:
-    """What multiplies x_t and z in a step of the SDE with τ = `noise` times the reverse noise.
+def integral_dk(
+    levels: Level, f: Callable[[Array, Array], Array], kinks: Sequence[float] = ()
+) -> Array:
+    """∫ f dk over each step, k = σ / α, by Gauss-Legendre in log-SNR: (n,).
+
+    f: (log-SNR (p, points), number of the step (p, 1)) -> (p, points), p the number of pieces
+    kinks: log-SNRs at which f is continuous but not smooth: steps are cut into pieces there
+
+    0 for the step into clean data, whose row needs no integral.
+    """
+    ends = np.array(levels.logsnr)
+    if levels.sigma[-1] == 0:
+        ends[-1] = ends[-2]
+    inside = np.asarray(kinks, dtype=np.float64)
+    inside = inside[(inside > ends[0]) & (inside < ends[-1])]
+    cuts = np.append(np.union1d(ends[:-1], inside), ends[-1])
+    step = np.searchsorted(ends[:-1], cuts[:-1], side="right") - 1
+    # Enough for rounding: of pieces, which are short, and of whole steps.
+    node, weight = np.polynomial.legendre.leggauss(16 if len(kinks) else 32)
+    half = np.diff(cuts)[:, None] / 2
+    logsnr = cuts[:-1, None] + half * (1 + node)
+    dk = half * weight * -0.5 * np.exp(-logsnr / 2)
+    pieces = (dk * f(logsnr, step[:, None])).sum(axis=1)
+    return np.bincount(step, pieces, minlength=len(ends) - 1)
+
+
+def scale_sde(levels: Level, stochasticity: Array | float) -> tuple[Array, Array]:
+    """What multiplies x_t and z in a step of the SDE with τ times the noise of the reverse SDE.
 
     x_s = (σ_s / σ_t) e^{-τ² h} x_t + (readings) + σ_s sqrt(1 - e^{-2 τ² h}) z
 
     τ = 0 is the probability flow, τ = 1 the reverse SDE (Xue et al. 2023, SA-Solver).
     """
     t, s = steps_of(levels)
-    added = np.square(noise)
+    added = np.square(stochasticity)
     run = added * np.where(added == 0, 0.0, half_log_snr_steps(levels))  # 0 inf is nan
     return s.sigma / t.sigma * np.exp(-run), s.sigma * np.sqrt(-np.expm1(-2 * run))
 
@@ -107,7 +146,7 @@ def scale_sde(levels: Level, noise: Array | float) -> tuple[Array, Array]:
 def reads_eps(name: str, levels: Level) -> tuple[Array, Array]:
     """The reading (u, v) of eps = (x_t - α x_0) / σ at each row.
 
-    ValueError at alpha = 0, where eps is all of x_t and says nothing.
+    ValueError at alpha = 0, where x_t is eps and its prediction says nothing of x_0.
     """
     t = levels.take(slice(None, -1))
     if not np.all(t.alpha > 0):
@@ -118,38 +157,38 @@ def reads_eps(name: str, levels: Level) -> tuple[Array, Array]:
     return 1 / t.sigma, -t.alpha / t.sigma
 
 
-def named(weights: Array) -> dict[str, Array]:
-    """Weights (n, k) as the columns m0, m1, ... of a table."""
-    return {f"m{j}": column for j, column in enumerate(weights.T)}
+def between(schedule: Schedule, levels: Level, share: float) -> Level:
+    """The level at a share of each step in log-SNR; the step's end where the step is infinite."""
+    t, s = steps_of(levels)
+    whole = np.isfinite(s.logsnr - t.logsnr)
+    rise = np.where(whole, 2 * share * half_log_snr_steps(levels), 0.0)
+    inside = schedule.at(t.logsnr + rise)
+    return Level(*(np.where(whole, *pair) for pair in zip(inside, s, strict=True)))
 
 
 def staged(
-    name: str,
-    looks: list[Level],
-    end: Level,
-    stages: list[dict[str, Array]],
-    whole: Array,
-    *,
-    eps: bool,
+    name: str, looks: Sequence[Level], end: Level, stages: Sequence[Array], *, eps: bool
 ) -> Sampler:
     """The table of steps with several network calls, each a row; the anchor is where a step began.
 
-    looks: of each stage, its levels (n,)
+    looks: of each stage, the levels (n,) at which it calls the network
     end: (n,), where the steps end
-    stages: of each stage, its columns (n,)
-    whole: (n,), whether a step has all its stages, or the first alone
-    eps: read eps, and not x_0
+    stages: of each stage, its equation in `terms`, (K + 3, n)
+    eps: whether eps is read, and not x_0
+
+    A step of infinite log-SNR has its first stage alone.
     """
-    keep = np.stack([whole | (j == 0) for j in range(len(stages))], axis=1)
+    whole = np.isfinite(end.logsnr - looks[0].logsnr)
+    first = np.arange(len(stages)) == 0
+    keep = first | whole[:, None]
 
     def rows(columns: list[Array]) -> Array:
-        return np.stack(columns, axis=1)[keep]
+        return np.stack(columns, axis=-1)[..., keep]
 
     parts = (end.take(slice(-1, None)), *looks)
     levels = Level(*(np.append(rows(each), last) for last, *each in zip(*parts, strict=True)))
-    nothing = np.zeros(len(whole))
-    names = dict.fromkeys(column for stage in stages for column in stage)
-    point = {column: rows([stage.get(column, nothing) for stage in stages]) for column in names}
-    first = rows([nothing == j for j in range(len(stages))])
+    x, anchor, *_ = terms(len(stages[0]) - 3)
+    begins: Array = np.broadcast_to(first, keep.shape)[keep]
     read = reads_eps(name, levels) if eps else None
-    return table(name, levels, read=read, point=point, anchor={"x": first, "anchor": ~first})
+    start = x * begins + anchor * ~begins
+    return table(name, levels, rows(list(stages)), anchor=start, read=read)

@@ -82,6 +82,13 @@ class Sampler:
             raise ValueError(
                 "only the last level may be clean data: nothing is read where sigma = 0"
             )
+        for name in ("read", "point", "anchor"):
+            finite = np.isfinite(getattr(self, name))
+            if not finite.all():
+                i, j = (int(k) for k in np.argwhere(~finite)[0])
+                raise ValueError(
+                    f"a table must be finite, but {name}[{i}, {j}] is {getattr(self, name)[i, j]}"
+                )
 
     @property
     def nfe(self) -> int:
@@ -235,37 +242,44 @@ def levels_of(schedule: Schedule, steps: int, grid: Grid = trailing, times: Any 
     return levels
 
 
+def terms(readings: int = 1) -> tuple[Array, ...]:
+    """(x, anchor, m_0, m_1, ..., z) as unit vectors, in which a solver's equation can be written.
+
+    Each is (K + 3, 1), K the number of readings. Times a coefficient (n,), one for each step, it is
+    (K + 3, n), and a sum of such products is what `table` takes:
+
+    >>> x, anchor, m_0, m_1, z = terms(2)
+    >>> h = np.array([0.5, 1.0])
+    >>> (np.exp(-h) * x + h * (m_0 - m_1)).shape
+    (5, 2)
+    """
+    return tuple(np.eye(readings + 3)[:, :, None])
+
+
 def table(
     name: str,
     levels: Level,
+    point: Array,
     *,
-    point: dict[str, Array],
-    anchor: dict[str, Array] | None = None,
+    anchor: Array | None = None,
     read: tuple[Array, Array] | None = None,
 ) -> Sampler:
-    """A sampler from named columns: "x", "anchor", "m0", "m1", ..., "z"; the rest is 0.
+    """A sampler from its equation, written in `terms`.
 
-    Each column is (n,) or a number. The anchor stays what it is unless columns are given for it;
-    a reading is x_0 unless (u, v) are given.
+    point: (K + 3, n), what each row makes of (point, anchor, m_0 .. m_{K-1}, z)
+    anchor: (K + 3, n); by default the anchor stays what it is
+    read: (u, v), (n,) each, as in `Row`; by default a reading is x_0
 
-    The row into clean data is the same in every sampler, whatever its columns say: x_0 as it is
-    read, without noise. There log-SNR is infinite and no step has an order above 1.
+    The row into clean data is the same in every sampler, whatever its equation says there: x_0 as
+    it is read, without noise. There log-SNR is infinite and no step has an order above 1.
     """
-    n = len(levels.sigma) - 1
-    anchor = {"anchor": np.ones(n)} if anchor is None else anchor
-    names = {*point, *anchor}
-    memory = [f"m{k}" for k in range(max([0, *(int(c[1:]) for c in names if c[0] == "m")]) + 1)]
-    order = ["x", "anchor", *memory, "z"]
-
-    def stack(columns: dict[str, Array]) -> Array:
-        return np.stack(
-            [np.broadcast_to(np.asarray(columns.get(c, 0.0), np.float64), (n,)) for c in order], -1
-        )
-
+    n, width = len(levels.sigma) - 1, len(point)
+    stays, m_0 = np.eye(width)[1:3]
     read_table = _as_it_comes(n) if read is None else np.stack(read, axis=-1)
-    point_table, anchor_table = stack(point), stack(anchor)
+    point_table, anchor_table = (
+        np.zeros((n, width)) + columns.T
+        for columns in (point, stays[:, None] if anchor is None else anchor)
+    )
     if levels.sigma[-1] == 0:
-        read_table[-1] = 0.0, 1.0
-        point_table[-1] = [c == "m0" for c in order]
-        anchor_table[-1] = [c == "anchor" for c in order]
+        read_table[-1], point_table[-1], anchor_table[-1] = (0.0, 1.0), m_0, stays
     return Sampler(name, levels, read_table, point_table, anchor_table)

@@ -1,7 +1,7 @@
 """UniPC (Zhao et al. 2023) and SA-Solver (Xue et al. 2023): predictors and correctors in log-SNR.
 
-One network call a step: the reading at the predicted point first corrects the step that led there,
-then predicts the next one.
+One network call a step: the reading at the predicted point first corrects the step that led to it,
+and then predicts the next step.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ import numpy as np
 
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import Level, steps_of
-from ddpm_core.samplers.multistep import exponential, half_log_snr_steps, lags, named, scale_sde
-from ddpm_core.samplers.tables import Sampler, levels_of, table
+from ddpm_core.samplers.multistep import exponential, half_log_snr_steps, lags, scale_sde, weighted
+from ddpm_core.samplers.tables import Sampler, levels_of, table, terms
 from ddpm_core.schedules import Schedule
 from ddpm_core.typing import Array
 
@@ -72,7 +72,7 @@ def unipc_3(
 def sa_solver(
     schedule: Schedule,
     steps: int,
-    noise: Any = 1.0,
+    stochasticity: Any = 1.0,
     *,
     predictor: int = 3,
     corrector: int = 3,
@@ -84,10 +84,11 @@ def sa_solver(
     x_s = (σ_s / σ_t) e^{-τ² h} x_t + α_s ∫ (1 + τ²) e^{-(1 + τ²) (h - u)} x_0 du
           + σ_s sqrt(1 - e^{-2 τ² h}) z
 
-    with the polynomial through readings in place of x_0, integrated exactly. A step's predictor and
-    corrector share its z.
+    where the polynomial through readings replaces x_0 and is integrated exactly. The predictor and
+    the corrector of a step share its z.
 
-    noise: τ, a number or one per step (steps,); 0 is the probability flow, 1 the reverse SDE
+    stochasticity: τ, a number or one per step (steps,); 0 is the probability flow, 1 the reverse
+        SDE
     predictor: past readings that the predictor uses
     corrector: past readings that the corrector uses besides the new one; 0 is no corrector
     """
@@ -95,11 +96,13 @@ def sa_solver(
         if not hasattr(value, "__index__") or value < least:
             raise ValueError(f"{name} must be an integer of at least {least}, but is {value}")
     levels = levels_of(schedule, steps, grid, times)
-    tau = np.asarray(noise, dtype=np.float64)
+    tau = np.asarray(stochasticity, dtype=np.float64)
     if tau.shape not in ((), (steps,)) or not np.all((tau >= 0) & np.isfinite(tau)):
-        raise ValueError(f"noise must be at least 0, a number or one per step, but is {noise}")
+        raise ValueError(
+            f"stochasticity must be at least 0, a number or one per step, but is {stochasticity}"
+        )
     tau = np.broadcast_to(tau, (steps,))
-    return _predictor_corrector("sa_solver", levels, predictor, corrector, tau)
+    return predictor_corrector("sa_solver", levels, predictor, corrector, tau)
 
 
 def _unipc(order: int, levels: Level, corrector: bool, b: str) -> Sampler:
@@ -108,41 +111,44 @@ def _unipc(order: int, levels: Level, corrector: bool, b: str) -> Sampler:
     h = half_log_snr_steps(levels)
     lead = h if b == "bh1" else -np.expm1(-h)
     past = order if corrector else 0
-    return _predictor_corrector(f"unipc_{order}", levels, order, past, 0.0, lead)
+    return predictor_corrector(f"unipc_{order}", levels, order, past, 0.0, lead)
 
 
-def _predictor_corrector(
+def predictor_corrector(
     name: str,
     levels: Level,
     predictor: int,
     corrector: int,
-    tau: Array | float,
+    stochasticity: Array | float,
     lead: Array | None = None,
 ) -> Sampler:
-    """The point is what was predicted; the anchor is that step without its readings.
+    """The table of a predictor and a corrector with exponential weights, one call a step.
+
+    The point is what was predicted; the anchor is the same step without its readings.
 
     corrected = anchor + (readings of the last step's corrector)
     anchor <- on_x corrected + on_z z,   point <- anchor + (readings of this step's predictor)
+
+    predictor: past readings that the predictor uses
+    corrector: past readings that the corrector uses besides the new one; 0 is no corrector
+    stochasticity: τ of `scale_sde`
+    lead: of `exponential`
     """
     _, s = steps_of(levels)
-    h, rate = half_log_snr_steps(levels), 1 + np.square(tau)
-    on_x, on_z = scale_sde(levels, tau)
+    h = half_log_snr_steps(levels)
+    rate = np.broadcast_to(1 + np.square(stochasticity), h.shape)
+    on_x, on_z = scale_sde(levels, stochasticity)
     past = lags(levels.logsnr / 2, max(predictor, corrector))
-    predicted = s.alpha[:, None] * exponential(h, past[:, :predictor], rate, lead)
+    x, anchor, *m, z = terms(max(predictor, corrector + 1))
+    predicted = s.alpha * weighted(exponential(h, past[:, :predictor], rate, lead), m)
 
-    columns = max(predictor, corrector + 1)
-    corrected = np.zeros((len(h), 2 + columns))  # over (x, anchor, m0, m1, ...)
-    corrected[:, 0] = 1.0
+    corrected = x + np.zeros(len(h))
     if corrector and len(h) > 1:
         nodes = np.concatenate([h[:, None], past[:, :corrector]], axis=1)
-        weights = (s.alpha[:, None] * exponential(h, nodes, rate, lead))[:-1]
-        new = np.zeros((len(h) - 1, 2 + columns))
-        new[:, 1], new[:, 2 : 3 + corrector] = 1.0, weights
-        corrected[1:] = np.where(np.isfinite(h[:-1, None]), new, corrected[1:])
+        leads = None if lead is None else lead[:-1]
+        weights = exponential(h[:-1], nodes[:-1], rate[:-1], leads)
+        after = anchor + s.alpha[:-1] * weighted(weights, m)
+        corrected[:, 1:] = np.where(np.isfinite(h[:-1]), after, x)  # none of a step from alpha = 0
 
-    anchor = {"x": on_x * corrected[:, 0], "anchor": on_x * corrected[:, 1], "z": on_z}
-    anchor |= named(on_x[:, None] * corrected[:, 2:])
-    point = dict(anchor)
-    for m, weight in named(predicted).items():
-        point[m] = point[m] + weight
-    return table(name, levels, point=point, anchor=anchor)
+    stepped = on_x * corrected + on_z * z
+    return table(name, levels, stepped + predicted, anchor=stepped)

@@ -63,26 +63,38 @@ def from_step(
 ) -> Unrolled:
     """What a foreign solver computes, found by probing it with basis vectors.
 
-    step: (i, x, y, z) -> the next x; x, y, z are (1 + 2 n,), y the network's output and z the
-        standard normal draw of call i. Called with i = 0 .. n - 1, once and in order, so that it
-        may keep a state
+    step: (i, x, y, z) -> the next x; x, y, z are (2 + 2 n,), y the network's output and z the
+        standard normal draw of call i. It acts on each element alone. Called with i = 0 .. n - 1,
+        once and in order, so that it may keep a state
     levels: (n + 1,) of the host, where the network is called, and last where the solver ends
     predicts: what the step takes y for
     asarray, to_numpy: to and from the solver's library, in float64
 
-    What is not linear, such as a clip or a threshold, must be off.
+    The elements are x_T, the readings and the noises, each alone and once together, so that a step
+    which is not linear in them is noticed.
 
-    ValueError where a level that is looked at is clean data, or says nothing of x_0.
+    ValueError where a step is not linear, such as one that clips or thresholds, or where a level
+    that is looked at is clean data, or says nothing of x_0.
     """
     check_readable(predicts, levels.take(slice(None, -1)))
     n = len(levels.sigma) - 1
-    basis = np.eye(1 + 2 * n)
+    # More than 1 in size, so that a clip to [-1, 1], which leaves the others as they are, shows.
+    mix = np.random.default_rng(0).choice([-1.0, 1.0], 1 + 2 * n) * np.linspace(2, 3, 1 + 2 * n)
+    basis = np.concatenate([np.eye(1 + 2 * n), mix[:, None]], axis=1)
     points = [basis[0]]
     for i in range(n):
         t = levels.take(i)
         on_x_t, on_y = reading(predicts, x0, t)
         y = (basis[1 + i] - on_x_t * points[-1]) / on_y
         found = step(i, *map(asarray, (points[-1], y, basis[1 + n + i])))
-        points.append(np.asarray(to_numpy(found), dtype=np.float64))
-    table = np.stack(points)
+        point = np.asarray(to_numpy(found), dtype=np.float64)
+        together, apart = point[-1], point[:-1] @ mix
+        if not abs(together - apart) <= 1e-3 * (np.abs(point[:-1]) @ np.abs(mix)):
+            raise ValueError(
+                f"step {i} is not linear in (x, y, z): of a sum of inputs it makes "
+                f"{together:.6g}, but its results for the parts sum to {apart:.6g}; turn off what "
+                f"clips, thresholds or squares"
+            )
+        points.append(point)
+    table = np.stack(points)[:, :-1]
     return Unrolled(levels, table[:, 0], table[:, 1 : 1 + n], table[:, 1 + n :])

@@ -25,16 +25,16 @@ def unrolled(
 ) -> Unrolled:
     """What a variance-preserving or EDM scheduler of diffusers computes, call by call.
 
-    scheduler: is not changed, but made anew from its config; or, without steps and timesteps, taken
-        as it stands, with the float32 tables it has
+    scheduler: is copied, not changed. With steps or timesteps it is made anew from its config;
+        without them it is taken as it stands, with the float32 tables that it has
     steps, timesteps: of its `set_timesteps`
-    step: of its `step`, such as eta
+    step: options of its `step`, such as eta
 
-    In float64, which float32 is for the while in the scheduler's module, with the noise given. x_T
-    is what the network sees first: `init_noise_sigma`, which scales a draw to it, is left out.
+    While it runs, `float32` in the scheduler's module is `float64`, and its noise is ours. x_T is
+    what the network sees first: `init_noise_sigma`, which scales a draw to it, is left out.
 
-    levels: those that it computes with, and last the one where it thinks that it ends; their time
-        is what it tells the network, and one more where it counts clean data as -1
+    levels: those at which the network is called, and then the one where the scheduler ends. Their
+        time is the timestep that the network is given, plus 1 where -1 would be clean data
 
     ValueError for what is not linear, such as clip_sample, and for flow matching.
     """

@@ -1,0 +1,148 @@
+"""Samplers unrolled, and foreign solvers found by probing."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from solver_papers import Stateful
+from solver_paths import (
+    LINEAR,
+    OFF,
+    SEED,
+    Path,
+    X,
+    check_same,
+    curved,
+    draws,
+    few,
+    fewer,
+    lost,
+    paths,
+    solvers,
+)
+
+import ddpm_core as ddpm
+from ddpm_core import samplers
+
+
+def run(u: samplers.Unrolled, denoise, x, noise):
+    """Where an unrolled sampler ends."""
+    said, fresh = np.zeros((u.nfe, *x.shape)), np.zeros((u.nfe, *x.shape))
+    for i in range(u.nfe + 1):
+        point = u.x[i] * x + np.tensordot(u.y[i], said, 1) + np.tensordot(u.z[i], fresh, 1)
+        if i < u.nfe:
+            said[i] = denoise(point, u.levels.take(i))
+            fresh[i] = noise(i + 1, x.shape)
+    return point
+
+
+@solvers
+@fewer
+@given(path=paths(), x=X, seed=SEED)
+def test_unrolled_is_the_sampler(solver, path, x, seed):
+    """The matrix does what the rows do, with a nonlinear denoiser."""
+    sampler = path.build(solver)
+    u = sampler.unroll()
+    found = run(u, curved, x, draws(seed))
+    expected = ddpm.sample(curved, sampler, x, draws(seed))
+    np.testing.assert_allclose(found, expected, rtol=0, atol=4 * path.n * lost(sampler))
+    assert (u.nfe, u.stochastic) == (sampler.nfe, sampler.stochastic)
+    assert u.levels is sampler.levels
+
+
+@solvers
+@fewer
+@given(path=paths())
+def test_from_step_finds_the_table(solver, path):
+    """A loop of `advance` over rows for x_0, eps or v, probed, has the matrix of the sampler."""
+    sampler = path.build(solver)
+    u, levels = sampler.unroll(), sampler.levels
+    for predicts in (ddpm.x0, ddpm.eps, ddpm.v):
+        rows = sampler.given(predicts).rows()
+        state = None
+
+        def step(i, x, y, z, rows=rows):
+            nonlocal state
+            state = sampler.start(x) if state is None else state
+            np.testing.assert_array_equal(x, state.point)
+            state = ddpm.advance(rows[i], state, y, z)
+            return state.point
+
+        found = samplers.from_step(step, levels, predicts)
+        # Through eps, x_0 is divided by α and multiplied again, and x_t by 1 / α.
+        grown = 1 if predicts is ddpm.x0 else 1 / levels.alpha.min()
+        check_same(found, u, 8 * sampler.nfe * grown * lost(sampler))
+
+
+@pytest.mark.parametrize("predicts", [ddpm.x0, ddpm.eps, ddpm.v], ids=["x0", "eps", "v"])
+@pytest.mark.parametrize(
+    ("order", "solver"), [(1, ddpm.ddim), (2, ddpm.dpmpp_2m), (3, samplers.dpmpp_3m)]
+)
+@few
+@given(path=paths())
+def test_from_step_of_a_foreign_class(order, solver, predicts, path):
+    sampler = path.build(solver)
+    step = Stateful(path, predicts.__name__, order)
+    found = samplers.from_step(step, sampler.levels, predicts)
+    grown = 1 if predicts is ddpm.x0 else 1 / path.a.min()
+    check_same(found, sampler.unroll(), OFF * grown * lost(sampler))
+
+
+def test_from_step_converts_arrays():
+    """To the foreign library and back, each call once and in order; noise is z."""
+    g, seen = Path(LINEAR, np.array([1000.0, 500.0, 100.0])), []
+
+    def step(i, x, y, z):
+        seen.append(i)
+        assert all(isinstance(a, list) for a in (x, y, z))
+        return [a + 2 * b + 3 * c for a, b, c in zip(x, y, z, strict=True)]
+
+    levels = ddpm.levels_of(LINEAR, 2, times=g.times)
+    to = lambda a: np.array(a, dtype=np.float32)
+    u = samplers.from_step(step, levels, asarray=lambda a: a.tolist(), to_numpy=to)
+    assert seen == [0, 1]
+    np.testing.assert_array_equal(u.x, [1, 1, 1])
+    np.testing.assert_array_equal(u.y, [[0, 0], [2, 0], [2, 2]])
+    np.testing.assert_array_equal(u.z, [[0, 0], [3, 0], [3, 3]])
+    assert u.x.dtype == np.float64
+    assert u.stochastic
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        lambda i, x, y, z: np.clip(x, -1, 1) ** 2,
+        lambda i, x, y, z: x + np.clip(y, -1, 1),
+        lambda i, x, y, z: x + y + 0.1,
+        lambda i, x, y, z: x * y,
+        lambda i, x, y, z: np.maximum(z, 0),
+        lambda i, x, y, z: x * np.nan,
+    ],
+    ids=["square", "clip", "constant", "product", "relu", "nan"],
+)
+def test_from_step_of_what_is_not_linear(step):
+    """Each of these maps basis vectors as some linear map does, but their sums not, or is NaN."""
+    levels = ddpm.levels_of(LINEAR, 3)
+    with pytest.raises(ValueError, match=r"step 0 is not linear in \(x, y, z\): of a sum"):
+        samplers.from_step(step, levels)
+
+
+def test_unrolled_of_wrong_shape():
+    """Shapes that disagree, and a point that knows the future, cannot be."""
+    good = ddpm.ancestral(LINEAR, 3).unroll()
+    for name, shape in (("x", "(4,)"), ("y", "(4, 3)"), ("z", "(4, 3)")):
+        bad = getattr(good, name)[:-1]
+        said = f"{name} has shape {bad.shape}, but 4 levels need {shape}"
+        with pytest.raises(ValueError, match=re.escape(said)):
+            replace(good, **{name: bad})
+    for name in ("y", "z"):
+        for i, j in ((0, 0), (1, 2), (2, 2)):
+            ahead = getattr(good, name).copy()
+            ahead[i, j] = 0.1
+            said = f"point {i} depends on reading or noise {j}, which comes after it"
+            with pytest.raises(ValueError, match=said):
+                replace(good, **{name: ahead})
