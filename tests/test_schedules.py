@@ -478,8 +478,11 @@ def test_bad_lengths_are_named(make, T):
     [
         (lambda: cosine(9, s=-0.1), "s must not be negative, but is -0.1"),
         (lambda: cosine(9, max_beta=-1.0), r"betas\[0\] = -1\.0"),
-        (lambda: alphabar_sigmoid(9, start=3.0), r"start < end .* got 3\.0, 3\.0"),
-        (lambda: alphabar_sigmoid(9, width=0.0), r"width > 0 must hold, got -3\.0, 3\.0 and 0\.0"),
+        (lambda: alphabar_sigmoid(9, start=3.0), r"start < end .* they are 3\.0, 3\.0"),
+        (
+            lambda: alphabar_sigmoid(9, width=0.0),
+            r"width > 0 must hold, but they are -3\.0, 3\.0 and 0\.0",
+        ),
         (lambda: zero_terminal_snr(from_betas([0.1])), "one step cannot both keep alpha_1"),
         (lambda: VP(0.0, 20.0), r"beta_min <= beta_max must hold, but they are 0\.0 and 20\.0"),
         (lambda: VP(3.0, 2.0), r"they are 3\.0 and 2\.0"),
