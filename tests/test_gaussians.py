@@ -121,9 +121,6 @@ def test_reductions_keep_the_batch(shape):
     np.testing.assert_allclose(mean_of_sample(x), np.asarray(rows) / count, rtol=2 * EPS)
 
 
-# Ho et al. 2020: numbers that a Gaussian and the linear schedule determine ----------------------
-
-
 def test_prior_of_ho_et_al():
     """KL(q(x_T | x_0) ‖ N(0, I)) is "≈ 10^-5 bits per dimension" (Ho et al. 2020, section 4)."""
     x_0 = np.random.default_rng(0).uniform(-1, 1, (1, 3072))  # their data is scaled to [-1, 1]

@@ -134,8 +134,6 @@ def test_no_steps_of_continuous_time(steps):
         trailing(VP(), steps)
 
 
-# Fractional grids. ------------------------------------------------------------------------------
-
 FRACTIONAL = [quad, karras, log_snr]
 fractional = pytest.mark.parametrize("grid", FRACTIONAL)
 

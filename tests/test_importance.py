@@ -1,4 +1,4 @@
-"""Importance sampling of noise levels, against the law of its own weights and exact grids of u."""
+"""`schedules.drawing`: importance sampling, against the law of its weights and exact grids of u."""
 
 from __future__ import annotations
 
@@ -144,14 +144,14 @@ def test_recorded_takes_read_only_arrays():
 @pytest.mark.parametrize(
     ("times", "losses", "message"),
     [
-        ([0], [1.0], r"integers within 1 \.\. 3"),
-        ([4], [1.0], r"integers within 1 \.\. 3"),
-        ([1.5], [1.0], "integers within"),
-        ([np.nan], [1.0], "integers within"),
-        ([1, 2], [1.0], r"times \(2,\) and losses \(1,\) must be \(N,\)"),
-        ([[1]], [[1.0]], r"must be \(N,\)"),
-        ([1], [np.nan], "losses must be finite"),
-        ([1], [np.inf], "losses must be finite"),
+        ([0], [1.0], r"integers within 1 \.\. 3, but one is 0"),
+        ([4], [1.0], r"integers within 1 \.\. 3, but one is 4"),
+        ([1.5], [1.0], "integers within .* but one is 1.5"),
+        ([np.nan], [1.0], "integers within .* but one is nan"),
+        ([1, 2], [1.0], r"times \(2,\) and losses \(1,\) must both be \(N,\)"),
+        ([[1]], [[1.0]], r"must both be \(N,\)"),
+        ([1], [np.nan], "losses must be finite, but one is nan"),
+        ([1], [np.inf], "losses must be finite, but one is inf"),
     ],
 )
 def test_recorded_refuses(times, losses, message):
@@ -170,3 +170,10 @@ def test_uniform_refused(uniform):
 def test_no_losses_refuses(T, K):
     with pytest.raises(ValueError, match=f"T and K must be at least 1, but are {T} and {K}"):
         schedules.no_losses(T, K)
+
+
+@pytest.mark.parametrize("u", [1.2, -0.1, np.nan])
+def test_u_refused(u):
+    """A u outside [0, 1) would be drawn at the last time."""
+    with pytest.raises(ValueError, match=r"u must lie within \[0, 1\), but is"):
+        schedules.draw_important(schedules.no_losses(3), [0.5, u])

@@ -55,9 +55,6 @@ def jacobian(f, x: np.ndarray) -> np.ndarray:
     return ((f(x + steps) - f(x - steps)) / (2 * STEP)).T
 
 
-# Gaussian data. ---------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("make", [diagonal, full])
 @given(rng=seeds, t=levels)
 def test_gaussian_is_linear_regression(make, rng, t):
@@ -185,9 +182,6 @@ def test_gaussian_refuses():
         ddpm.GaussianOracle(np.zeros(2), np.eye(2)).reverse(np.zeros((1, 2)), t, s)
 
 
-# Mixtures. --------------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("make", [diagonal, full, mixture, dataset])
 @given(rng=seeds, t=levels)
 def test_tweedie(make, rng, t):
@@ -291,9 +285,6 @@ def test_mixture_refuses():
         ddpm.MixtureOracle([1.0, 1.0], [[0.0], [1.0]], np.ones(3))
 
 
-# Finite data. -----------------------------------------------------------------------------------
-
-
 @given(rng=seeds, t=st.floats(-9, 3).map(lambda logsnr: from_logsnr(logsnr, 0.0)))
 def test_dataset_edm_form(rng, t):
     """D(x; σ) = Σ N(x; y_i, σ²) y_i / Σ N(x; y_i, σ²), in x/α, σ/α (Karras et al. 2022, Eq. 57)."""
@@ -377,9 +368,6 @@ def test_dataset_equivariance(rng, logsnr, k, shift):
     moved = ddpm.DatasetOracle((k * points + shift)[order])(scaled.alpha * (k * x + shift), scaled)
     atol = 256 * EPS * (1 + k + abs(shift)) ** 2 * (10 + (10 * t.alpha / t.sigma) ** 2)
     np.testing.assert_allclose(moved, k * x_0 + shift, rtol=0, atol=atol)
-
-
-# All of them. -----------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [diagonal, full, mixture, dataset])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -46,9 +47,6 @@ def exact_alpha_bars(betas):
         product *= 1 - Fraction(beta)
         out.append(product)
     return out
-
-
-# Discrete schedules -----------------------------------------------------------------------------
 
 
 @given(strategies.betas(max_T=60))
@@ -222,9 +220,6 @@ def test_a_list_becomes_hashable():
     assert hash(Discrete([math.inf, 1, 0])) == hash(Discrete(np.asarray([math.inf, 1.0, 0.0])))
 
 
-# Times ------------------------------------------------------------------------------------------
-
-
 @given(strategies.discrete_schedules(), st.data())
 def test_rate_is_constant_inside_a_step(schedule, data):
     """log ᾱ is linear in time between integers: noise comes at a constant rate inside a step."""
@@ -329,9 +324,6 @@ def test_log_snr_above_the_cleanest_is_named():
         LinearLogSNR().at(np.asarray([0.0, 20.0]))
 
 
-# Continuous schedules ---------------------------------------------------------------------------
-
-
 @given(st.floats(1e-6, 1), st.floats(0.01, 1), st.floats(1, 30))
 def test_vp_is_of_song_et_al(time, low, high):
     """α = exp(-t² (β_max - β_min) / 4 - t β_min / 2), σ² = 1 - α² (Song et al. 2021, Eq. 33)."""
@@ -362,9 +354,6 @@ def test_linear_log_snr_has_equal_steps(time, clean, noisy):
     assert math.isclose(schedule(1.0).logsnr, noisy)
     got = schedule(time).logsnr + schedule(1 - time).logsnr
     assert math.isclose(got, clean + noisy, abs_tol=8 * EPS * 30)
-
-
-# Draws ------------------------------------------------------------------------------------------
 
 
 def test_draws_are_uniform_over_the_times():
@@ -401,6 +390,93 @@ def test_clean_data_is_never_drawn(dtype):
         assert 0 < time[1] <= EPS + np.finfo(dtype).eps
 
 
+@pytest.mark.parametrize("schedule", [VP(), LinearLogSNR(), linear()], ids=str)
+def test_no_u_of_any_library_draws_clean_data(lib, schedule):
+    """A u that was rounded to 1 is drawn at a noisy time: log-SNR is finite, and below its end."""
+    level = draw(schedule, lib.asarray(np.float32([0.5, 1.0])))
+    if lib.has_values:
+        time, logsnr = (lib.to_numpy(field) for field in level[:2])
+        assert schedule.ends[0] < time[1] <= 1
+        assert np.isfinite(logsnr).all()
+
+
+@pytest.mark.parametrize("bad", [1.2, -0.1, math.nan])
+@pytest.mark.parametrize("schedule", [VP(), linear()], ids=str)
+def test_u_outside_is_named(schedule, bad):
+    """A u of the host that is not uniform in [0, 1) is refused."""
+    with pytest.raises(ValueError, match=rf"u must lie within \[0, 1\), but is {bad}"):
+        draw(schedule, np.asarray([0.5, bad]))
+
+
+def halves(lib):
+    return [name for name in ("float16", "bfloat16") if hasattr(lib.xp, name)]
+
+
+@pytest.mark.lanes("torch", "jax", "mlx")
+@pytest.mark.parametrize("make", [linear, lambda: cosine(4000), VP], ids=["linear", "cosine", "VP"])
+def test_times_in_half_precision(lib, make):
+    """A level in half precision is that of float64, cast last, and its time is float32."""
+    schedule = make()
+    for half in halves(lib):
+        dtype = getattr(lib.xp, half)
+        eps = float(lib.xp.finfo(dtype).eps)
+        times = [1.0, 0.5, 0.25, 501 / 1024] if schedule.ends[1] == 1 else [schedule.T, 501, 3.5, 1]
+        exact = np.float32(times)
+        rounded = lib.to_numpy(lib.asarray(exact, dtype)).astype(np.float64)
+        whole = lib.asarray(exact.astype(np.int32))
+        for level, at in (
+            (schedule(lib.asarray(exact, dtype)), rounded),  # times that are halves themselves
+            (schedule(lib.asarray(exact), dtype=dtype), exact.astype(np.float64)),
+            (schedule(whole, dtype=dtype), np.floor(exact).astype(np.float64)),
+        ):
+            with np.errstate(divide="ignore"):
+                wanted = schedule(at)
+            assert level.time.dtype == lib.xp.float32
+            np.testing.assert_array_equal(lib.to_numpy(level.time), at)
+            for got, want in zip(level[1:], wanted[1:], strict=True):
+                assert got.dtype == dtype
+                # One rounding of the cast, and float32's own, relative to log-SNR's size.
+                np.testing.assert_allclose(lib.to_numpy(got), want, rtol=eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["uint8", "int16", "int32", "int64"])
+def test_integer_times_of_any_width(lib, kind):
+    """Integers of the device are indices, of any width; the level is float32, and so its time."""
+    if lib.name == "jax" and kind == "int64":
+        pytest.skip("JAX has no int64 by default")
+    times = np.asarray([0, 1, 200 if kind == "uint8" else 1000])
+    schedule = linear()
+    level = schedule(lib.asarray(times, getattr(lib.xp, kind)))
+    if lib.name == "numpy":
+        return  # of the host
+    for got, want in zip(level, schedule(times.astype(np.float64)), strict=True):
+        assert got.dtype == lib.xp.float32
+        if lib.has_values:
+            np.testing.assert_allclose(lib.to_numpy(got), want, rtol=4e-7)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero enc:RuntimeWarning")  # strict, dask: VP at 0
+@pytest.mark.parametrize("schedule", [VP(), LinearLogSNR()], ids=str)
+def test_integer_times_of_a_continuous_schedule(lib, schedule):
+    """0 and 1 are times too: the level is of floats, its time as well."""
+    level = schedule(lib.asarray(np.asarray([0, 1], np.int32)))
+    wanted = schedule(np.asarray([0.0, 1.0]))
+    for got, want in zip(level, wanted, strict=True):
+        assert lib.xp.isdtype(got.dtype, "real floating") if lib.name != "mlx" else True
+        if lib.has_values:
+            np.testing.assert_allclose(lib.to_numpy(got), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kind", [int, np.int64, np.float32, np.asarray], ids=lambda k: k.__name__)
+@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR()], ids=str)
+def test_numbers_of_any_kind_give_python_floats(schedule, kind):
+    """One host number of any kind is one level of Python floats; so it is in `at`."""
+    level = schedule(kind(1))
+    assert level == schedule(1.0)
+    assert all(type(field) is float for field in level)
+    assert all(type(field) is float for field in schedule.at(kind(3)))
+
+
 class _Falling:
     """A table of T + 1 log-SNRs of which only the length is asked."""
 
@@ -423,9 +499,6 @@ def _times(schedule, u):
     object.__setattr__(recorder, "logsnr", schedule.logsnr)
     draw(recorder, u)
     return asked[0]
-
-
-# Errors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -463,6 +536,33 @@ def test_bad_tables_are_named(make, bad, message):
     """Every table that is no schedule is refused with its index and value."""
     with pytest.raises(ValueError, match=message):
         make(bad)
+
+
+@pytest.mark.parametrize("make", NAMED)
+@pytest.mark.parametrize("T", [10**6 + 1, 10**12])
+def test_lengths_that_fill_the_memory_are_refused(make, T):
+    """T is at most 10^6; nothing of its size is made before that is known."""
+    with pytest.raises(ValueError, match=f"T must be at most 1000000, but is {T}"):
+        make(T)
+
+
+def test_tables_that_fill_the_memory_are_refused():
+    """So are betas and ᾱ of more than 10^6 steps, and log-SNRs."""
+    many = np.broadcast_to(0.5, (10**6 + 1,))
+    for make in (from_betas, from_alpha_bars):
+        with pytest.raises(ValueError, match="T must be at most 1000000, but is 1000001"):
+            make(many)
+    with pytest.raises(ValueError, match="T must be at most 1000000, but is 1000001"):
+        Discrete(np.append(many, 0.0))
+
+
+@pytest.mark.parametrize("make", [*NAMED, VP, LinearLogSNR, lambda: zero_terminal_snr(linear())])
+def test_schedules_pickle(make):
+    """A schedule that was pickled, as for another process, is the same."""
+    schedule = make()
+    again = pickle.loads(pickle.dumps(schedule))
+    assert again == schedule
+    assert hash(again) == hash(schedule)
 
 
 @pytest.mark.parametrize("make", NAMED)

@@ -54,11 +54,13 @@ def device_times(time: Array, dtype: Any) -> tuple[Any, Array, Any]:
     The floats are in the dtype that was asked for, but in float32 at least.
     """
     xp = array_namespace(time)
-    if xp.isdtype(time.dtype, "integral"):
-        dtype = xp.float32 if dtype is None else dtype
-        return xp, xp.astype(time, xp.float32 if is_half(dtype) else dtype), dtype
-    dtype = time.dtype if dtype is None else dtype
-    return xp, widen(xp, time) if is_half(dtype) else astype(xp, time, dtype), dtype
+    whole = xp.isdtype(time.dtype, "integral")
+    if dtype is None:
+        dtype = xp.float32 if whole else time.dtype
+    dtype = xp.empty(0, dtype=dtype).dtype  # the dtype that a class like numpy.float32 names
+    if not is_half(dtype):
+        return xp, astype(xp, time, dtype), dtype
+    return xp, xp.astype(time, xp.float32) if whole else widen(xp, time), dtype
 
 
 def cast_last(xp: Any, level: Level, dtype: Any) -> Level:
