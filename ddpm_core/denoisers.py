@@ -120,15 +120,14 @@ class Predictor:
         numbers = is_number(known) and is_number(t.logsnr)
         if numbers and math.isclose(known, t.logsnr, rel_tol=1e-4, abs_tol=1e-4):
             return  # without NumPy, which torch.compile does not trace
-        known = np.asarray(known)
         # A level that was computed on the device is only as accurate as float32.
         close = np.isclose(known, t.logsnr, rtol=1e-4, atol=1e-4)
         if not close.all():
-            i = int(np.argmin(close))
+            each = np.broadcast_arrays(t.time, t.logsnr, known)
+            time, logsnr, known = (np.ravel(a)[int(np.argmin(close))] for a in each)
             raise ValueError(
-                f"the level at time {np.ravel(t.time)[i]:g} has log-SNR "
-                f"{np.ravel(t.logsnr)[i]:.6g}, but on the network's schedule it has "
-                f"{np.ravel(known)[i]:.6g}: make levels and samplers with that schedule"
+                f"the level at time {time:g} has log-SNR {logsnr:.6g}, but on the network's "
+                f"schedule it has {known:.6g}: make levels and samplers with that schedule"
             )
 
 

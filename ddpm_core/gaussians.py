@@ -100,16 +100,19 @@ def kl(q: Gaussian, p: Gaussian) -> Array:
     and inf of two others, or of a point and a density.
     """
     xp = check_pair(q=q.mean, p=p.mean)
-    v_q, v_p = fit(q.var, q.mean), fit(p.var, q.mean)
+    off = (q.mean - p.mean) ** 2
+    v_q, v_p = fit(q.var, off), fit(p.var, off)
+    numbers = is_number(v_q) and is_number(v_p)
+    if not numbers:
+        v_q, v_p = (v + xp.zeros_like(off) for v in (v_q, v_p))
     point_q, point_p = v_q == 0, v_p == 0
     v_q, v_p = where(point_q, 1.0, v_q), where(point_p, 1.0, v_p)
-    off = (q.mean - p.mean) ** 2
     ratio = log(v_q) - log(v_p)
     each = off / v_p + (expm1(ratio) - ratio)  # r - 1 - log r, from log r: never below 0
-    if not (is_number(v_q) and is_number(v_p)) or point_q or point_p:
-        equal = where(off == 0, xp.zeros_like(off), xp.full_like(off, math.inf))
-        each = where(point_q | point_p, xp.full_like(off, math.inf), each)
-        each = where(point_q & point_p, equal, each)
+    if not numbers or point_q or point_p:
+        infinite = xp.full_like(off, math.inf)
+        of_points = where(off == 0, xp.zeros_like(off), infinite)
+        each = where(point_q & point_p, of_points, where(point_q | point_p, infinite, each))
     return sum_of_sample(0.5 * each)
 
 
