@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
@@ -113,7 +113,7 @@ def draw_important(state: Losses, u: Any, uniform: float = 1e-3) -> tuple[Array,
 
     u: (B,), uniform in [0, 1)
     """
-    share: Array = np.asarray(u, dtype=np.float64)
+    share = cast(Array, np.asarray(u, dtype=np.float64))
     _check_uniform(share)
     p = probabilities(state, uniform)
     edges = np.cumsum(p)
