@@ -9,8 +9,8 @@ from typing import Any, TypeAlias
 #: the batch, *D the data.
 # Any, since a protocol finds nothing here. Tried with arithmetic, comparisons, indexing, shape,
 # dtype and ndim, and Scalar as float | Array: pyright reports 1,166 errors, 36 of them in levels,
-# process, gaussians, parameterisations, denoisers, kernels and losses. Those 36 were read: none is a
-# mistake. Most want a cast after `is_number`, or of an array into NumPy.
+# process, gaussians, parameterisations, denoisers, kernels and losses. All 36 were read, and none
+# is a mistake: most want a cast after `is_number`, or on the way into NumPy.
 Array: TypeAlias = Any
 
 #: A number on the host, or an array.
