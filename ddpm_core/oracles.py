@@ -40,9 +40,7 @@ class GaussianOracle:
     mean: Array
     cov: Any
     variances: Array = field(init=False, repr=False)  #: (D,), along `basis`
-    basis: Array | None = field(
-        init=False, repr=False
-    )  #: (D, D), of eigenvectors in columns; None if cov is no matrix
+    basis: Array | None = field(init=False, repr=False)  #: (D, D), in columns, of a (D, D) cov
 
     def __post_init__(self) -> None:
         mean = np.array(self.mean, dtype=np.float64)

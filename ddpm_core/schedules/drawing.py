@@ -117,6 +117,6 @@ def draw_important(state: Losses, u: Any, uniform: float = 1e-3) -> tuple[Array,
     _check_uniform(share)
     p = probabilities(state, uniform)
     edges = np.cumsum(p)
-    index = np.searchsorted(edges / edges[-1], share, side="right")
+    index = cast(Array, np.searchsorted(edges / edges[-1], share, side="right"))
     index = np.minimum(index, len(p) - 1)
     return index + 1, 1 / (len(p) * p[index])
