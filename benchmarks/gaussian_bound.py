@@ -71,7 +71,7 @@ def main() -> None:
         "small": ddpm.small,
         "large": ddpm.large,
         "optimal": ddpm.optimal(lambda t: oracle.error(t).mean(axis=-1)),
-        "optimal, per direction": ddpm.optimal(lambda t: oracle.error(t)[None]),
+        "optimal, per direction": ddpm.optimal(oracle.error),
     }
 
     prior = ddpm.kl(ddpm.process.q_marginal(x_0, schedule(schedule.T)), ddpm.Gaussian(0 * x_0, 1.0))

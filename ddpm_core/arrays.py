@@ -1,14 +1,14 @@
-"""Numbers and arrays: one function for both, and what the standard of arrays leaves open.
+"""Functions that take a number or an array, and checks of the caller's arrays.
 
-A coefficient is a Python float, finished on the host, or an array of any library. Everything that
-asks which of the two it has, or which library an array comes from, asks here.
+A coefficient is a number, computed on the host, or an array of any library. Code that must know
+which of the two it has, or which library an array comes from, asks here.
 """
 
 from __future__ import annotations
 
 import importlib
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from array_api_compat import (
@@ -24,23 +24,21 @@ from ddpm_core.typing import Array, Scalar
 
 
 def fit(c: Scalar, x: Array) -> Scalar:
-    """A coefficient, ready to multiply x: the one place that broadcasts, casts and moves.
+    """A coefficient, ready to multiply x: broadcast, cast and moved to x's device.
 
-    c: a number, or an array of shape (), (B,) or that of x; of the host, or of x's library
+    c: a number; or an array of shape (), (B,) or one that broadcasts to x, of NumPy or x's library
     x: (B, *D)
 
-    A number stays a Python float, which takes x's dtype in every array library and moves nothing
-    to the device. An array is cast to x's dtype, last, and shaped (B, 1, ..., 1).
+    A number becomes a Python float, which takes x's dtype in every array library and copies
+    nothing to the device. An array is cast to x's dtype, and if it is (B,), shaped (B, 1, ..., 1).
     """
     if is_number(c):
         return float(c)
     if is_numpy_array(c):
-        if c.ndim == 0:
-            return float(c)
         xp = array_namespace(x)
         c = xp.asarray(c, dtype=x.dtype, **device_of(xp, x))
     else:
-        xp = same_library(c=c, x=x)
+        xp = same_library(coefficient=c, x=x)
         c = astype(xp, c, x.dtype)
     if c.ndim in (0, x.ndim) and c.ndim != 1:
         return c
@@ -53,12 +51,19 @@ def fit(c: Scalar, x: Array) -> Scalar:
 
 
 def is_number(c: Scalar) -> bool:
-    """Whether a coefficient is one number of Python's, which needs no array library."""
-    return isinstance(c, (int, float))
+    """Whether c is one number: of Python, a NumPy scalar or a NumPy array of shape ()."""
+    return isinstance(c, (int, float)) or (
+        isinstance(c, (np.number, np.ndarray)) and cast(Any, c).ndim == 0
+    )
+
+
+def on_host(c: Scalar) -> bool:
+    """Whether c is a number or a NumPy array: its values are at hand, and may be checked."""
+    return is_number(c) or isinstance(c, np.ndarray)
 
 
 def combine(*terms: tuple[Scalar, Array]) -> Array:
-    """The linear combination Σ c x of terms (c, x); host coefficients that are 0 cost nothing."""
+    """The linear combination Σ c x of terms (c, x); a coefficient that is the number 0 is free."""
     total = None
     for c, x in terms:
         if is_number(c) and c == 0:
@@ -69,9 +74,6 @@ def combine(*terms: tuple[Scalar, Array]) -> Array:
         x = terms[0][1]
         return array_namespace(x).zeros_like(x)
     return total
-
-
-# Functions of a coefficient: a number of the host, or an array of any library. ------------------
 
 
 def expm1(c: Scalar) -> Scalar:
@@ -93,13 +95,13 @@ def log(c: Scalar) -> Scalar:
 
 
 def minimum(c: Scalar, d: float) -> Scalar:
-    return min(c, d) if is_number(c) else array_namespace(c).minimum(c, d)
+    return min(float(c), d) if is_number(c) else array_namespace(c).minimum(c, d)
 
 
 def log_sigmoid(c: Scalar) -> Scalar:
     """log sigmoid(c) = min(c, 0) - log(1 + exp(-|c|)): no overflow, and exact at ±inf."""
     if is_number(c):
-        return min(c, 0.0) - math.log1p(math.exp(-abs(c)))
+        return min(float(c), 0.0) - math.log1p(math.exp(-abs(c)))
     xp = array_namespace(c)
     return xp.minimum(c, xp.zeros_like(c)) - xp.log1p(xp.exp(-xp.abs(c)))
 
@@ -107,7 +109,7 @@ def log_sigmoid(c: Scalar) -> Scalar:
 def logit_of_log(log_p: Scalar) -> Scalar:
     """log(p / (1 - p)) from log p <= 0; the inverse of `log_sigmoid`, +inf at p = 1."""
     if is_number(log_p):
-        return math.inf if log_p == 0 else log_p - math.log(-math.expm1(log_p))
+        return math.inf if log_p == 0 else float(log_p) - math.log(-math.expm1(log_p))
     xp = array_namespace(log_p)
     if is_numpy_namespace(xp):
         with np.errstate(divide="ignore"):
@@ -115,11 +117,35 @@ def logit_of_log(log_p: Scalar) -> Scalar:
     return log_p - xp.log(-xp.expm1(log_p))
 
 
-# The caller's arrays. ---------------------------------------------------------------------------
+def where(condition: Any, c: Scalar, d: Scalar) -> Scalar:
+    """c where the condition holds, d elsewhere; a comparison of numbers chooses one of the two.
+
+    condition: a bool, or an array of bools; with arrays c and d of more axes, (B,)
+    """
+    if isinstance(condition, (bool, np.bool_)):
+        return c if condition else d
+    xp = array_namespace(condition, *(a for a in (c, d) if not is_number(a)))
+    rank = max([condition.ndim, *(a.ndim for a in (c, d) if not is_number(a))])
+    like = d if is_number(c) else c
+    dtype = None if is_number(like) else like.dtype
+
+    def beside(a: Scalar) -> Array:
+        if is_number(a):
+            return xp.full((1,) * rank, float(a), dtype=dtype, **device_of(xp, condition))
+        return xp.reshape(a, a.shape + (1,) * (rank - a.ndim))
+
+    return xp.where(beside(condition), beside(c), beside(d))
+
+
+def clip(x: Array, low: float, high: float) -> Array:
+    """x, within [low, high]."""
+    # By the library's own method where it has one: compat's function waits for the device on
+    # CuPy, and goes through float64 on dask.
+    return x.clip(low, high) if hasattr(x, "clip") else array_namespace(x).clip(x, low, high)
 
 
 def device_of(xp: Any, x: Array) -> dict[str, Any]:
-    """The `device=` keyword that puts a new array beside x, if its library has one to give."""
+    """The keyword `device=` that puts a new array beside x; empty where x's library needs none."""
     # A JAX array may be sharded, and its device then does not fit an array of another rank;
     # uncommitted arrays follow their operands there. dask and MLX have no device attribute.
     device = None if is_jax_namespace(xp) else getattr(x, "device", None)
@@ -131,7 +157,10 @@ def same_library(**arrays: Array) -> Any:
     try:
         return array_namespace(*arrays.values())
     except TypeError:
-        kinds = ", ".join(f"{name} is {_kind(a)}" for name, a in arrays.items())
+        for name, a in arrays.items():
+            if not hasattr(a, "dtype"):
+                raise TypeError(f"{name} must be an array, but is {kind(a)}") from None
+        kinds = ", ".join(f"{name} is {kind(a)}" for name, a in arrays.items())
         raise TypeError(f"{kinds}: pass arrays of one library") from None
 
 
@@ -163,12 +192,12 @@ def check_pair(**arrays: Array) -> Any:
 
 
 def astype(xp: Any, x: Array, dtype: Any) -> Array:
-    """x in a dtype; itself, if that is its own."""
+    """x in a dtype; x itself if it has that dtype."""
     return x if x.dtype == dtype else xp.astype(x, dtype)  # MLX's has no copy=False
 
 
 def is_half(dtype: Any) -> bool:
-    """Whether a dtype is float16 or bfloat16, in which no sum of products is taken."""
+    """Whether a dtype is float16 or bfloat16, in which no sum of products is computed."""
     # Not by finfo, which takes longer than a sum of small arrays; MLX has `size`, and
     # array_api_strict, without half precision, neither.
     size = getattr(dtype, "itemsize", None)
@@ -176,7 +205,7 @@ def is_half(dtype: Any) -> bool:
 
 
 def widen(xp: Any, x: Array) -> Array:
-    """x, in float32 if it is in half precision."""
+    """x, cast to float32 if it is in half precision."""
     return xp.astype(x, xp.float32) if is_half(x.dtype) else x
 
 
@@ -189,6 +218,7 @@ def stop_gradient(x: Array) -> Array:
     return x
 
 
-def _kind(a: Any) -> str:
+def kind(a: Any) -> str:
+    """What an argument is, in words: "a torch Tensor"."""
     module = type(a).__module__.partition(".")[0].replace("builtins", "Python")
     return f"a {module} {type(a).__name__}"

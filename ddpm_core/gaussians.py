@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from array_api_compat import array_namespace
 
-from ddpm_core.arrays import astype, check_pair, expm1, fit, log, sqrt, widen
+from ddpm_core.arrays import astype, check_pair, expm1, fit, is_number, log, sqrt, where, widen
 from ddpm_core.typing import Array, Scalar
 
 
@@ -43,13 +43,13 @@ def discretised_log_prob(gaussian: Gaussian, x: Array, bins: int = 256) -> Array
     P(x) = Φ((x + h - mean) / sqrt(var)) - Φ((x - h - mean) / sqrt(var)),   h = 1 / (bins - 1)
 
     The first and the last bin reach to infinity, so that the masses sum to 1: the decoder of Ho et
-    al. 2020, Eq. 13. In log space, and its gradient finite, however far x is from the mean.
+    al. 2020, Eq. 13. The value and its gradient are finite however far x is from the mean.
 
     gaussian: var > 0
-    x: (B, *D), each a centre 2 k h - 1 of a bin: grey values scaled to [-1, 1]
-    bins: grey values in all, 2 at least: 256 for bytes
+    x: (B, *D), grey values scaled to [-1, 1]: centres 2 k h - 1 of bins
+    bins: the number of grey values, at least 2; 256 for bytes
 
-    With h far below sqrt(var), the mass loses digits: a share of eps(dtype) sqrt(var) / h.
+    The mass has a relative error of about eps(dtype) sqrt(var) / h where h is far below sqrt(var).
     """
     xp = check_pair(mean=gaussian.mean, x=x)
     if bins < 2:
@@ -57,17 +57,17 @@ def discretised_log_prob(gaussian: Gaussian, x: Array, bins: int = 256) -> Array
     dtype, mean, x = x.dtype, widen(xp, gaussian.mean), widen(xp, x)
     h, scale = 1.0 / (bins - 1), sqrt(fit(gaussian.var, x))
     top, bottom = x > 1 - h, x < h - 1
-    # How far x lies from the mean; outwards, where the outer edge of the bin is at infinity.
+    # The distance of x from the mean; for the two outer bins, signed towards their infinite edge.
     far = xp.where(top, x - mean, xp.where(bottom, mean - x, xp.abs(x - mean)))
     near_edge, far_edge = (far - h) / scale, (far + h) / scale
     inner = _scaled_upper_tail(xp, near_edge)
     outer = xp.where(top | bottom, xp.zeros_like(x), _scaled_upper_tail(xp, far_edge))
-    # Where the mean lies within the bin, 1 less both tails; beyond, the difference of two tails
-    # that have the larger one's exponential taken out.
+    # If the mean lies within the bin, the mass is 1 minus both tails; if not, it is the difference
+    # of two tails, from which the larger one's exponential is factored out.
     within = near_edge < 0
     tails = xp.exp(-0.5 * near_edge**2) * inner + xp.exp(-0.5 * far_edge**2) * outer
     ratio = xp.exp(-2 * h * xp.where(within, xp.zeros_like(far), far) / scale**2)
-    # What is not chosen must have finite gradients too.
+    # The branch that is not chosen must have finite gradients too.
     inside = xp.log1p(-xp.where(within, tails, xp.zeros_like(tails)))
     beyond = xp.log(xp.where(within, xp.ones_like(tails), inner - ratio * outer))
     log_p = xp.where(within, inside, beyond - 0.5 * near_edge**2)
@@ -77,9 +77,9 @@ def discretised_log_prob(gaussian: Gaussian, x: Array, bins: int = 256) -> Array
 def _scaled_upper_tail(xp: Any, z: Array) -> Array:
     """exp(z² / 2) (1 - Φ(|z|)) = erfcx(|z| / sqrt(2)) / 2, in terms that are all positive.
 
-    erfc(y) = (2 y / π) exp(-y²) ∫_0^∞ exp(-t²) / (t² + y²) dt (DLMF 7.7.1) by the midpoint rule,
-    whose poles at t = ±i y add 2 / (1 + exp(2 π y / step)) (Hunter & Regan 1972). The error is a
-    share exp(-(π / step)²) = 7e-18, and the standard of arrays has no erf.
+    erfc(y) = (2 y / π) exp(-y²) ∫_0^∞ exp(-t²) / (t² + y²) dt (DLMF 7.7.1) by the midpoint rule, to
+    which the poles at t = ±i y add 2 / (1 + exp(2 π y / step)) (Hunter & Regan 1972). The relative
+    error is exp(-(π / step)²) = 7e-18. (The array API standard has no erf.)
     """
     step = 0.5
     y = xp.abs(z) * math.sqrt(0.5)
@@ -96,22 +96,33 @@ def _scaled_upper_tail(xp: Any, z: Array) -> Array:
 def kl(q: Gaussian, p: Gaussian) -> Array:
     """KL(q ‖ p) = ½ Σ [log(v_p / v_q) + v_q / v_p + (m_q - m_p)² / v_p - 1], per sample: (B,).
 
-    Never negative, and 0 only where q = p.
+    Never negative, and 0 only where q = p. A variance of 0 is a point: KL is 0 of two equal points,
+    and inf of two others, or of a point and a density.
     """
-    check_pair(q=q.mean, p=p.mean)
-    x = q.mean
-    v_q, v_p = fit(q.var, x), fit(p.var, x)
-    ratio = log(v_q) - log(v_p)  # r - 1 - log r at log r: it cannot cancel below 0
-    return sum_of_sample(0.5 * ((x - p.mean) ** 2 / v_p + (expm1(ratio) - ratio)))
+    xp = check_pair(q=q.mean, p=p.mean)
+    off = (q.mean - p.mean) ** 2
+    v_q, v_p = fit(q.var, off), fit(p.var, off)
+    numbers = is_number(v_q) and is_number(v_p)
+    if not numbers:
+        v_q, v_p = (v + xp.zeros_like(off) for v in (v_q, v_p))
+    point_q, point_p = v_q == 0, v_p == 0
+    v_q, v_p = where(point_q, 1.0, v_q), where(point_p, 1.0, v_p)
+    ratio = log(v_q) - log(v_p)
+    each = off / v_p + (expm1(ratio) - ratio)  # r - 1 - log r, from log r: never below 0
+    if not numbers or point_q or point_p:
+        infinite = xp.full_like(off, math.inf)
+        of_points = where(off == 0, xp.zeros_like(off), infinite)
+        each = where(point_q & point_p, of_points, where(point_q | point_p, infinite, each))
+    return sum_of_sample(0.5 * each)
 
 
 def sum_of_sample(x: Array) -> Array:
-    """The sum over every axis but the first: (B, *D) -> (B,)."""
+    """The sum over all axes but the first: (B, *D) -> (B,)."""
     xp = array_namespace(x)
     return xp.sum(x, axis=tuple(range(1, x.ndim))) if x.ndim > 1 else x
 
 
 def mean_of_sample(x: Array) -> Array:
-    """The mean over every axis but the first: (B, *D) -> (B,)."""
+    """The mean over all axes but the first: (B, *D) -> (B,)."""
     xp = array_namespace(x)
     return xp.mean(x, axis=tuple(range(1, x.ndim))) if x.ndim > 1 else x

@@ -1,8 +1,8 @@
 """Grids: which times of a schedule a sampler visits, (schedule, steps) -> steps + 1 times.
 
-The first is the noisiest, the last is the schedule's clean end. Over a discrete schedule
-`trailing`, `leading` and `linspace` give integers, found by rounding exact fractions, never by
-accumulating floats; `quad`, `karras` and `log_snr` give fractional times.
+The first time is the noisiest, the last is the schedule's clean end. For a discrete schedule
+`trailing`, `leading` and `linspace` give integers, each rounded from its own exact fraction;
+`quad`, `karras` and `log_snr` give fractional times.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Grid: TypeAlias = Callable[[Schedule, int], Array]
 def trailing(schedule: Schedule, steps: int) -> Array:
     """Evenly spaced from the noisiest time down to clean data (Lin et al. 2024, section 3.3).
 
-    The default: it starts where the noise does, and its steps are even down to clean data.
+    The default: it starts at the noisiest time, and all its steps are equal.
 
     >>> from ddpm_core import linear
     >>> trailing(linear(1000), 4)
@@ -39,8 +39,8 @@ def trailing(schedule: Schedule, steps: int) -> Array:
 def leading(schedule: Schedule, steps: int) -> Array:
     """Times 1, 1 + k, 1 + 2 k, ... with k = T // steps, then clean data (Song et al. 2021, DDIM).
 
-    Its first time, 1 + (steps - 1) k, is below T unless steps = T: sampling then starts from noise
-    that the network never saw at that time. One step starts at time 1.
+    The first time, 1 + (steps - 1) k, is below T unless steps = T. Sampling then starts from pure
+    noise at a time where the network was trained on data with noise. One step starts at time 1.
 
     >>> from ddpm_core import linear
     >>> leading(linear(1000), 4)
@@ -69,10 +69,10 @@ def linspace(schedule: Schedule, steps: int) -> Array:
 def quad(schedule: Schedule, steps: int) -> Array:
     """Times that grow as the square of their number (Song et al. 2021, DDIM, Appendix D.2).
 
-    From the noisiest down to the last noisy one, then clean data. The last noisy time is 1 over a
-    discrete schedule, and 1e-3 of the way from clean data over a continuous one, where published
-    samplers stop; over a schedule whose clean end has noise, that end. So it is in `karras` and
-    `log_snr`.
+    They run from the noisiest time to the last noisy one; then comes clean data. The last noisy
+    time is 1 for a discrete schedule, and for a continuous one 1e-3 of the way from clean data,
+    where published samplers stop. Where the clean end itself has noise, the grid ends there.
+    `karras` and `log_snr` do the same.
 
     >>> from ddpm_core import linear
     >>> quad(linear(1000), 4)
@@ -88,7 +88,7 @@ def quad(schedule: Schedule, steps: int) -> Array:
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
     """Evenly spaced in k^(1 / rho), k = σ / α (Karras et al. 2022, Eq. 5), then clean data.
 
-    ValueError where alpha = 0 at the noisiest time, and k infinite.
+    ValueError if alpha = 0 at the noisiest time, where k is infinite.
     """
     if not rho > 0:
         raise ValueError(f"rho must be above 0, but is {rho}")
@@ -97,7 +97,7 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
     def times(first: Level, last: Level, share: Array) -> Array:
         a, b = (np.exp(-t.logsnr / (2 * rho)) for t in (first, last))  # k = exp(-log-SNR / 2)
         logsnr = -2 * rho * np.log(a + (b - a) * share)
-        return schedule.at(np.clip(logsnr, first.logsnr, last.logsnr)).time  # no rounding past
+        return schedule.at(np.clip(logsnr, first.logsnr, last.logsnr)).time  # not past an end
 
     return _noisy(schedule, steps, times)
 
@@ -105,7 +105,7 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Array:
 def log_snr(schedule: Schedule, steps: int) -> Array:
     """Evenly spaced in log-SNR (Lu et al. 2022, DPM-Solver), then clean data.
 
-    ValueError where alpha = 0 at the noisiest time, and log-SNR -inf.
+    ValueError if alpha = 0 at the noisiest time, where log-SNR is -inf.
     """
     _has_data(log_snr, schedule)
 
@@ -116,7 +116,7 @@ def log_snr(schedule: Schedule, steps: int) -> Array:
 
 
 def _noisy(schedule: Schedule, steps: int, times: Callable[[Level, Level, Array], Array]) -> Array:
-    """The grid whose noisy times are a function of their share of the way, from 0 to 1."""
+    """A grid from its noisy times: times(first level, last level, shares from 0 to 1)."""
     check_steps(steps)
     clean, noisiest = schedule.ends
     ends_clean = float(schedule(clean).sigma) == 0
@@ -126,7 +126,7 @@ def _noisy(schedule: Schedule, steps: int, times: Callable[[Level, Level, Array]
     first = schedule(noisiest)
     share = np.linspace(0, 1, steps if ends_clean else steps + 1)
     inner = np.array(times(first, schedule(last), share))
-    inner[-1], inner[0] = last, noisiest  # inverses round; of one time, the noisiest
+    inner[-1], inner[0] = last, noisiest  # exact ends; a single time is the noisiest
     grid = np.append(inner, clean) if ends_clean else inner
     if not np.all(np.diff(grid) < 0):
         raise ValueError(
@@ -147,13 +147,14 @@ def _has_data(grid: Grid, schedule: Schedule) -> None:
 def _discrete(grid: Grid, schedule: Schedule) -> Discrete:
     if not isinstance(schedule, Discrete):
         raise TypeError(
-            f"{grid.__name__} is for integer times; use trailing with a {type(schedule).__name__}"
+            f"{grid.__name__} needs a Discrete schedule: use trailing for a "
+            f"{type(schedule).__name__}"
         )
     return schedule
 
 
 def check_steps(steps: int, schedule: Schedule | None = None) -> None:
-    """ValueError unless there can be so many steps, on integer times if the schedule has them."""
+    """ValueError if steps is no integer of at least 1, or above the T of a discrete schedule."""
     if not hasattr(steps, "__index__") or steps < 1:
         raise ValueError(f"steps must be an integer of at least 1, but is {steps}")
     if isinstance(schedule, Discrete) and steps > schedule.T:

@@ -1,4 +1,4 @@
-"""The reverse process p(x_s | x_t), learned by way of x_0 (Ho et al. 2020, section 3.2)."""
+"""Reverse kernels p(x_s | x_t), made from a denoiser (Ho et al. 2020, section 3.2)."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from ddpm_core.arrays import exp, fit, log
-from ddpm_core.denoisers import Denoiser
+from ddpm_core.arrays import exp, fit, is_number, kind, log, where
+from ddpm_core.denoisers import Denoiser, VarianceDenoiser
 from ddpm_core.gaussians import Gaussian
 from ddpm_core.levels import Level, tau
 from ddpm_core.process import Variance, large, q_posterior, small
@@ -28,67 +28,70 @@ def reverse(denoise: Denoiser, variance: Variance = small) -> Reverse:
 
     variance: `small`, `large`, `optimal(...)`, or any function (t, s) -> coefficient
 
-    With the eps of the network in place of x_0, the mean is Eq. 11's
-    (α_s / α_t) (x_t - τ σ_t eps). Into clean data, a level of the host, the variance is 0 whatever
-    it is elsewhere: Algorithm 2 takes no noise there, and the bound brings a decoder of its own.
+    In terms of eps the mean is (α_s / α_t) (x_t - τ σ_t eps), as in Eq. 11. Where s is clean data
+    the variance is 0, whatever `variance` is: Algorithm 2 adds no noise in its last step. (The
+    bound needs a variance there: see `decoder_var` of `bound` and `elbo`.)
     """
 
     def kernel(x_t: Array, t: Level, s: Level, **cond: Any) -> Gaussian:
         mean = q_posterior(denoise(x_t, t, **cond), x_t, t, s).mean
-        return Gaussian(mean, 0.0 if is_clean(s) else variance(t, s))
+        return Gaussian(mean, where_clean(s, 0.0, variance(t, s)))
 
     return kernel
 
 
 def optimal(error: Callable[[Level], Scalar]) -> Variance:
-    """The variance of the tightest bound, given how far the denoiser is off (Bao et al. 2022).
+    """The variance that makes the bound tightest, from the denoiser's error (Bao et al. 2022).
 
     variance = β̃ + (α_s τ)² error(t),   τ = 1 - SNR_t / SNR_s
 
-    error: t -> E (x_0 - x̂_0)², the mean over data, noise and coordinates: a coefficient; or, for
-        kernels, an array that broadcasts to x, one error per coordinate
+    error: t -> E (x_0 - x̂_0)², the mean over data, noise and coordinates: a number, or (B,) at
+        levels (B,). For kernels it may have one value per coordinate: (*D), or (B, *D)
 
-    For an exact denoiser it is the moment-matching variance of Theorem 1 there, in a form that
-    does not cancel; for one that is not, it is still the best variance for its mean, if error is
-    its own, measured error (`likelihood.errors_at`). `error_of_score` takes the paper's quantity.
+    For an exact denoiser this is the moment-matching variance of Theorem 1, in a form that does not
+    cancel. For any other it is the best variance for its mean, provided that error is its own,
+    measured error (`likelihood.errors_at`). `error_of_score` is the error in the paper's terms.
     """
 
     def variance(t: Level, s: Level) -> Scalar:
         least, on_x_0, off = small(t, s), s.alpha * tau(t, s), error(t)
-        if getattr(least, "ndim", 0) == 1 and getattr(off, "ndim", 0) > 1:  # one level per sample
-            shape = (-1,) + (1,) * (off.ndim - 1)
-            least, on_x_0 = (array_namespace(c).reshape(c, shape) for c in (least, on_x_0))
+        axes = getattr(least, "ndim", 0)
+        if is_number(off) or off.ndim <= axes:
+            return least + on_x_0**2 * off
+        if axes == 0:  # one error per coordinate, at one level for all samples
+            return (least + on_x_0**2 * off)[None, ...]
+        shape = (-1,) + (1,) * (off.ndim - 1)
+        least, on_x_0 = (array_namespace(c).reshape(c, shape) for c in (least, on_x_0))
         return least + on_x_0**2 * off
 
     return variance
 
 
 def error_of_score(t: Level, squared_score: Scalar) -> Scalar:
-    """E (x_0 - x̂_0)² of the exact denoiser, by Γ = E |∇ log q(x_t)|² / D (Bao et al. 2022).
+    """E (x_0 - x̂_0)² of the exact denoiser, from Γ = E |∇ log q(x_t)|² / D (Bao et al. 2022).
 
     error = (σ² / α²) (1 - σ² Γ)
 
-    Cancels where little data is left, at σ² Γ near 1: measure the error itself where you can.
+    This cancels where little data is left, as σ² Γ is near 1: better measure the error itself.
     """
     return (t.sigma / t.alpha) ** 2 * (1 - t.sigma**2 * squared_score)
 
 
-class Both(Protocol):
-    """A denoiser whose network also speaks of the variance; a `Predictor` with variance=True."""
-
-    def both(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]: ...
-
-
-def learned_range(predict: Both, decoder_var: Scalar) -> Reverse:
-    """p(x_s | x_t) with the variance that the network chose (Nichol & Dhariwal 2021, Eq. 15).
+def learned_range(predict: VarianceDenoiser, decoder_var: Scalar) -> Reverse:
+    """p(x_s | x_t) with the network's own variance (Nichol & Dhariwal 2021, Eq. 15).
 
     log variance = w log β + (1 - w) log β̃,   w = (v + 1) / 2, v the network's
 
-    decoder_var: what stands for β̃ at clean data, where β̃ = 0; published networks were trained with
-        Ho et al.'s, `decoder_variance(schedule)`; on a subset of levels, `small` of the step before
+    decoder_var: replaces β̃ where s is clean data and β̃ = 0. Published networks were trained with
+        `decoder_variance(schedule)`; on a subset of levels it is `small` of the step before
 
     ValueError if the network returns no v.
     """
+    if not hasattr(predict, "both"):
+        raise TypeError(
+            f"learned_range needs a Predictor with variance=True, or another object with a method "
+            f"both, but predict is {kind(predict)}"
+        )
 
     def kernel(x_t: Array, t: Level, s: Level, **cond: Any) -> Gaussian:
         x_0, v = predict.both(x_t, t, **cond)
@@ -110,9 +113,9 @@ def in_range(x_0: Array, v: Array, x_t: Array, t: Level, s: Level, decoder_var: 
 
 
 def decoder_variance(schedule: Schedule) -> float:
-    """Ho et al.'s variance for L_0: β̃_2, that of the step before, since β̃_1 = 0.
+    """Ho et al.'s variance for L_0: β̃_2, that of the step before it, since β̃_1 = 0.
 
-    ValueError if the schedule has no such step.
+    ValueError if the schedule is not discrete or has one step only.
     """
     if not isinstance(schedule, Discrete) or schedule.T < 2:
         raise ValueError(f"{schedule!r} has no step from 2 to 1: pass decoder_var")
@@ -120,15 +123,10 @@ def decoder_variance(schedule: Schedule) -> float:
 
 
 def is_clean(s: Level) -> bool:
-    """Whether s is, on the host, one level of clean data."""
-    return isinstance(s.logsnr, float) and s.logsnr == math.inf
+    """Whether s is one host level, and clean data."""
+    return is_number(s.logsnr) and s.logsnr == math.inf
 
 
 def where_clean(s: Level, at_clean: Scalar, elsewhere: Scalar) -> Scalar:
-    """The one coefficient where s is clean data, the other where it is not."""
-    if isinstance(s.sigma, (int, float)):
-        return at_clean if s.sigma == 0 else elsewhere
-    xp = array_namespace(s.sigma)
-    if isinstance(at_clean, (int, float)):
-        at_clean = xp.full_like(s.sigma, at_clean)
-    return xp.where(s.sigma == 0, at_clean, elsewhere)
+    """One coefficient where s is clean data, the other elsewhere."""
+    return where(s.sigma == 0, at_clean, elsewhere)

@@ -1,7 +1,7 @@
-"""Noise levels: the only notion of time that the mathematics knows.
+"""Noise levels: how much of x_t is data, and how much is noise.
 
-A level says how much of x_t is data and how much is noise. Integer index, continuous time and
-sigma are ways to make one (see `schedules`); every formula of the library is between two levels.
+Every formula of the library is in terms of levels, most of them between two levels s < t. An
+integer index, a continuous time or a sigma are ways to make one (see `schedules`).
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ddpm_core.arrays import exp, expm1, log_sigmoid
+from ddpm_core.arrays import exp, expm1, is_number, kind, log_sigmoid, on_host
 from ddpm_core.typing import Array, Scalar
 
 
 class Level(NamedTuple):
     """A noise level t: q(x_t | x_0) = N(α x_0, σ² I), with α² + σ² = 1.
 
-    The fields share one shape: Python floats for a level of the host, or arrays of shape (),
-    (B,) for one level per sample, or (n,) for a grid.
+    The fields are numbers, or arrays of one shape: (), (B,) for one level per sample, or (n,) for
+    a grid. Those of a host level are Python floats or NumPy arrays.
 
-    Clean data is an ordinary level: log-SNR +inf, α = 1, σ = 0. It is where a sampler ends;
-    nothing is ever read there.
+    Clean data is the level with log-SNR +inf, α = 1, σ = 0. A sampler may end there, but no network
+    is called there.
 
     >>> from_logsnr(0.0, time=500).alpha  # as much data as noise
     0.7071067811865476
@@ -36,12 +36,12 @@ class Level(NamedTuple):
     def take(self, index: Any) -> Level:
         """The levels at an index, a slice or an array of indices of a grid of levels.
 
-        One level of a grid of the host has Python floats.
+        One level of a NumPy grid has Python floats.
         """
 
         def chosen(field: Array) -> Scalar:
             value: Any = field[index]
-            return float(value) if isinstance(value, np.float64) else value
+            return float(value) if is_number(value) else value
 
         return self.map(chosen)
 
@@ -63,22 +63,36 @@ def from_logsnr(logsnr: Scalar, time: Scalar) -> Level:
 def tau(t: Level, s: Level) -> Scalar:
     """The share of x_t's noise that was added after s < t: τ = 1 - SNR_t / SNR_s = σ²_{t|s} / σ²_t.
 
-    In (0, 1], and 1 at s = clean data. From levels of the device in float32, τ of neighbours of a
-    schedule of 1000 steps carries a relative error of up to 2e-4; levels of the host are float64.
+    In (0, 1], and 1 at s = clean data. From device levels in float32, τ of neighbours of a schedule
+    of 1000 steps has a relative error of up to 2e-4; host levels are float64.
 
-    ValueError if t is cleaner than s, where they are of the host.
+    ValueError if t is cleaner than s, for host levels.
     """
+    check_levels(t=t, s=s)
     _check_order(t, s)
     return -expm1(t.logsnr - s.logsnr)
 
 
+def check_levels(**levels: Level) -> None:
+    """TypeError unless each argument is a `Level`.
+
+    >>> check_levels(t=500)
+    Traceback (most recent call last):
+    TypeError: t must be a Level, but is 500: pass schedule(500)
+    """
+    for name, t in levels.items():
+        if not isinstance(t, Level):  # pyright: ignore[reportUnnecessaryIsInstance]
+            what = f"{t!r}: pass schedule({t!r})" if is_number(t) else kind(t)
+            raise TypeError(f"{name} must be a Level, but is {what}")
+
+
 def _check_order(t: Level, s: Level) -> None:
-    if isinstance(t.logsnr, float) and isinstance(s.logsnr, float):
+    if is_number(t.logsnr) and is_number(s.logsnr):
         swapped = t.logsnr > s.logsnr
-    elif all(isinstance(level.logsnr, (float, np.ndarray)) for level in (t, s)):
+    elif on_host(t.logsnr) and on_host(s.logsnr):
         swapped = bool(np.any(t.logsnr > s.logsnr))
     else:
-        return  # of the device
+        return
     if swapped:
         at_t, at_s = (np.ravel(a) for a in np.broadcast_arrays(t.logsnr, s.logsnr))
         i = int(np.argmax(at_t > at_s))
@@ -89,5 +103,5 @@ def _check_order(t: Level, s: Level) -> None:
 
 
 def steps_of(levels: Level) -> tuple[Level, Level]:
-    """The levels (n + 1,) of a grid as the pairs of its steps: all t (n,), and all s < t (n,)."""
+    """The n steps of a grid of n + 1 levels: their noisier ends t (n,), and their ends s (n,)."""
     return levels.take(slice(None, -1)), levels.take(slice(1, None))

@@ -1,8 +1,8 @@
-"""Exact denoisers: E[x_0 | x_t] in closed form, for data whose law is known.
+"""Exact denoisers: E[x_0 | x_t] in closed form, for data whose distribution is known.
 
-They make samplers, losses and bounds testable to rounding, and run without weights. Their tables
-are float64 on the host; with a level of the host, what multiplies x_t is finished there and
-cast last. With a level (B,) of the device it is computed beside x_t, in its dtype.
+With them samplers, losses and bounds are tested to rounding, without a network. Their tables are
+float64 on the host. At a host level the coefficients of x_t are computed there, and cast last; at
+a device level (B,), on the device, in x_t's dtype.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core.arrays import check_pair, device_of, fit, sqrt
+from ddpm_core.arrays import check_pair, device_of, fit, is_number, on_host, sqrt
 from ddpm_core.gaussians import Gaussian
-from ddpm_core.levels import Level, from_logsnr, tau
+from ddpm_core.levels import Level, check_levels, from_logsnr, tau
 from ddpm_core.typing import Array, Scalar
 
 _CLEAN = from_logsnr(math.inf, 0.0)
@@ -29,8 +29,8 @@ class GaussianOracle:
     E[x_0 | x_t] = m + α C V⁻¹ (x_t - α m),   V = α² C + σ² I
 
     mean: (*D)
-    cov: the covariance: a number, (*D) for independent coordinates, or (D, D) with D the product
-        of mean's shape
+    cov: the covariance: a number, (*D) for independent coordinates, or (D, D), where D is the
+        number of coordinates
 
     >>> half = from_logsnr(0.0, time=0)  # α² = σ² = 1/2
     >>> GaussianOracle(np.zeros(1), 1.0)(np.ones((1, 1)), half).round(6)
@@ -39,8 +39,8 @@ class GaussianOracle:
 
     mean: Array
     cov: Any
-    variances: Array = field(init=False, repr=False)  #: (D,), along the directions of `basis`
-    basis: Array | None = field(init=False, repr=False)  #: (D, D), columns; None for the axes
+    variances: Array = field(init=False, repr=False)  #: (D,), along `basis`
+    basis: Array | None = field(init=False, repr=False)  #: (D, D), in columns, of a (D, D) cov
 
     def __post_init__(self) -> None:
         mean = np.array(self.mean, dtype=np.float64)
@@ -52,7 +52,7 @@ class GaussianOracle:
             if not np.allclose(cov, cov.T, rtol=1e-10, atol=1e-12 * np.abs(cov).max()):
                 raise ValueError("cov is not symmetric")
             variances, basis = np.linalg.eigh(cov)
-            # Directions without variance come out of eigh as roundings of 0, of either sign.
+            # For directions without variance eigh returns roundings of 0, of either sign.
             tiny = variances.size * np.finfo(np.float64).eps * np.abs(variances).max(initial=0)
             variances = np.where(np.abs(variances) <= tiny, 0.0, variances)
         else:
@@ -60,20 +60,22 @@ class GaussianOracle:
                 f"cov must be a number, {mean.shape} or {(mean.size, mean.size)} for a mean of "
                 f"shape {mean.shape}, but has shape {cov.shape}"
             )
-        if not (variances >= 0).all() or not np.isfinite([*mean.flat, *variances]).all():
-            raise ValueError("mean and cov must be finite, and no variance negative")
+        if not (np.isfinite(mean).all() and np.isfinite(variances).all()):
+            raise ValueError("mean and cov must be finite")
+        if not (variances >= 0).all():
+            raise ValueError(f"no variance may be negative, but one is {variances.min():g}")
         for name, value in (("mean", mean), ("variances", variances), ("basis", basis)):
             object.__setattr__(self, name, value)
 
     def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
-        check_pair(x_t=x_t)
+        _check(x_t, t, self.mean.shape)
         alpha, sigma, m, c = self._at(t, x_t)
         gain = alpha * c / (alpha**2 * c + sigma**2)
         return self._back(_up(m, x_t) + _up(gain, x_t) * self._centred(x_t, alpha, m), x_t)
 
     def log_prob(self, x: Array, t: Level = _CLEAN) -> Array:
         """log q(x_t), exactly: (B,). At the default, clean data, the log density of x_0."""
-        xp = check_pair(x=x)
+        xp = _check(x, t, self.mean.shape)
         check_density(self.variances, t)
         alpha, sigma, m, c = self._at(t, x)
         var = _up(alpha**2 * c + sigma**2, x)
@@ -82,31 +84,37 @@ class GaussianOracle:
         )
 
     def error(self, t: Level) -> Array:
-        """E (x_0 - x̂_0)² = Var[x_0 | x_t] = c σ² / V, along each direction: (D,), or (n, D).
+        """E (x_0 - x̂_0)² = Var[x_0 | x_t] = c σ² / V, per coordinate: (*D), or (n, *D).
 
-        t: of the host, of shape () or (n,)
+        t: a host level of shape () or (n,)
 
-        Their mean over D is the error that `optimal` takes.
+        With a (D, D) covariance it is (D,) or (n, D), along the columns of `basis`. `optimal` takes
+        the error of each coordinate, or the mean over them.
         """
-        alpha, sigma = (np.asarray(a)[..., None] for a in (t.alpha, t.sigma))
-        return self.variances * sigma**2 / (alpha**2 * self.variances + sigma**2)
+        shape = self.mean.shape if self.basis is None else (-1,)
+        c, axes = self.variances.reshape(shape), (1,) * (self.mean.ndim if shape != (-1,) else 1)
+        alpha, sigma = (np.reshape(a, (*np.shape(a), *axes)) for a in (t.alpha, t.sigma))
+        return c * sigma**2 / (alpha**2 * c + sigma**2)
 
     def reverse(self, x_t: Array, t: Level, s: Level, **cond: Any) -> Gaussian:
-        """q(x_s | x_t), exactly, of independent coordinates, for any s < t.
+        """q(x_s | x_t), exactly, for any s < t.
 
         mean = α_s m + (α_t / α_s) (V_s / V_t) (x_t - α_t m),   var = τ σ_t² V_s / V_t
 
-        ValueError with a (D, D) covariance, whose kernel is not of independent coordinates; draw
-        from it with `reverse_sample`.
+        ValueError with a (D, D) covariance: the kernel then has dependent coordinates, and
+        `reverse_sample` draws from it.
         """
         if self.basis is not None:
-            raise ValueError("cov is a matrix: draw from the reverse kernel with reverse_sample")
+            raise ValueError(
+                "with a (D, D) cov the reverse kernel is no Gaussian of independent coordinates: "
+                "draw from it with reverse_sample"
+            )
         mean, var = self._kernel(x_t, t, s)
         shape = (-1, *self.mean.shape)
         return Gaussian(self._back(mean, x_t), array_namespace(x_t).reshape(var, shape))
 
     def reverse_sample(self, x_t: Array, z: Array, t: Level, s: Level) -> Array:
-        """A draw from q(x_s | x_t), exactly, for any covariance.
+        """A draw from q(x_s | x_t) for any covariance.
 
         x_t, z: (B, *D), z standard normal
         """
@@ -116,7 +124,7 @@ class GaussianOracle:
 
     def _kernel(self, x_t: Array, t: Level, s: Level) -> tuple[Array, Array]:
         """The reverse kernel's mean (B, D) and variance (1 or B, D), along the basis."""
-        check_pair(x_t=x_t)
+        _check(x_t, t, self.mean.shape)
         alpha_t, sigma_t, m, c = self._at(t, x_t)
         alpha_s, sigma_s, _, _ = self._at(s, x_t)
         ratio = (alpha_s**2 * c + sigma_s**2) / (alpha_t**2 * c + sigma_t**2)
@@ -125,16 +133,12 @@ class GaussianOracle:
         return _up(alpha_s * m, x_t) + gain * self._centred(x_t, alpha_t, m), _up(var, x_t)
 
     def _at(self, t: Level, x: Array) -> tuple[Scalar, Scalar, Array, Array]:
-        """α and σ, numbers or (B, 1), and m and c (1, D) along the basis: all where α is."""
+        """α and σ, numbers or (B, 1), and m and c (1, D) along the basis, of the library of α."""
         alpha, sigma = self._number(t.alpha, x), self._number(t.sigma, x)
         m = self.mean.reshape(1, -1)
         m = m if self.basis is None else m @ self.basis
         c = self.variances.reshape(1, -1)
-        return (
-            (alpha, sigma, m, c)
-            if isinstance(alpha, float)
-            else (alpha, sigma, _up(m, x), _up(c, x))
-        )
+        return (alpha, sigma, m, c) if is_number(alpha) else (alpha, sigma, _up(m, x), _up(c, x))
 
     def _number(self, c: Scalar, x: Array) -> Scalar:
         return fit(c, array_namespace(x).reshape(x, (x.shape[0], self.mean.size)))
@@ -164,7 +168,7 @@ class MixtureOracle:
     means: (K, *D)
     var: the variances c_k: a number, (K,), or (K, *D); 0 is a point
 
-    Takes memory for B K D numbers.
+    A call needs memory for B K D numbers.
     """
 
     weights: Array
@@ -192,7 +196,7 @@ class MixtureOracle:
             object.__setattr__(self, name, value)
 
     def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
-        xp = array_namespace(x_t)
+        xp = _check(x_t, t, self.means.shape[1:])
         alpha, sigma, m, c = self._at(t, x_t)
         log_r, centred = self._responsibilities(x_t, t)
         r = xp.exp(log_r)[:, :, None]
@@ -203,16 +207,17 @@ class MixtureOracle:
 
     def log_prob(self, x: Array, t: Level = _CLEAN) -> Array:
         """log q(x_t), exactly: (B,). At the default, clean data, the log density of x_0."""
+        _check(x, t, self.means.shape[1:])
         check_density(self.var, t)
         return _log_sum_exp(self._joint(x, t)[0])[:, 0]
 
     def reverse_mixture(self, x_t: Array, t: Level, s: Level) -> tuple[Array, Gaussian]:
-        """q(x_s | x_t), exactly, for any s < t: itself a mixture.
+        """q(x_s | x_t), exactly, for any s < t; it is a mixture too.
 
-        log weights: (B, K), the log of each component's share given x_t
+        log weights: (B, K), the log of each component's probability given x_t
         Gaussian: means (B, K, *D), and variances that broadcast to them
         """
-        xp = array_namespace(x_t)
+        xp = _check(x_t, t, self.means.shape[1:])
         log_r, centred = self._responsibilities(x_t, t)
         alpha_t, sigma_t, m, c = self._at(t, x_t)
         alpha_s, sigma_s, _, _ = self._at(s, x_t)
@@ -228,13 +233,13 @@ class MixtureOracle:
     def _responsibilities(self, x: Array, t: Level) -> tuple[Array, Array]:
         """log r: (B, K), and x - α m: (B, K, D)."""
         joint, centred = self._joint(x, t)
-        # The largest is taken off first: far from the data its rounding is that of Σ r = 1.
+        # The largest is subtracted first. Far from the data its rounding would otherwise be in Σ r.
         joint = joint - array_namespace(x).max(joint, axis=1, keepdims=True)
         return joint - _log_sum_exp(joint), centred
 
     def _joint(self, x: Array, t: Level) -> tuple[Array, Array]:
         """log w_k + log N(x; α m_k, V_k): (B, K), and x - α m_k: (B, K, D)."""
-        xp = check_pair(x=x)
+        xp = array_namespace(x)
         alpha, sigma, m, c = self._at(t, x)
         centred = xp.reshape(x, (x.shape[0], 1, m.shape[2])) - _up(alpha * m, x)
         var = _up(alpha**2 * c + sigma**2, x)
@@ -244,44 +249,52 @@ class MixtureOracle:
         return log_w - 0.5 * (xp.sum(centred**2 / var, axis=2) + volume), centred
 
     def _at(self, t: Level, x: Array) -> tuple[Scalar, Scalar, Array, Array]:
-        """α and σ, numbers or (B, 1, 1), m (1, K, D), c (1, K or 1, D or 1): all where α is."""
+        """α and σ, numbers or (B, 1, 1), m (1, K, D), c (1, K or 1, D or 1), of α's library."""
         count = len(self.means)
         m = self.means.reshape(1, count, -1)
         c = self.var.reshape(1, count if self.var.ndim else 1, -1)
         like = array_namespace(x).reshape(x, (x.shape[0], 1, m.shape[2]))
         alpha, sigma = fit(t.alpha, like), fit(t.sigma, like)
-        return (
-            (alpha, sigma, m, c)
-            if isinstance(alpha, float)
-            else (alpha, sigma, _up(m, x), _up(c, x))
-        )
+        return (alpha, sigma, m, c) if is_number(alpha) else (alpha, sigma, _up(m, x), _up(c, x))
 
 
 class DatasetOracle(MixtureOracle):
-    """The denoiser of a finite data set: N equiprobable points, a mixture without variance.
+    """The denoiser of N equally likely points: a mixture without variance.
 
     E[x_0 | x_t] = Σ_i softmax_i(-‖x_t - α x_i‖² / 2σ²) x_i
 
     points: (N, *D)
 
-    Inside the convex hull of the points, and at the nearest one as σ -> 0: a sampler
-    with it ends on a point of the data.
+    x_0 lies in the convex hull of the points, and tends to the nearest one as σ -> 0, so that a
+    sampler ends on a point of the data.
     """
 
     def __init__(self, points: Any) -> None:
         super().__init__(np.ones(len(points)), points, 0.0)
 
 
+def _check(x: Array, t: Level, shape: tuple[int, ...]) -> Any:
+    """The namespace of x, which must be (B, *D) of the oracle's data; t must be a level."""
+    xp = check_pair(x=x)
+    check_levels(t=t)
+    if tuple(x.shape[1:]) != shape or x.ndim != 1 + len(shape):
+        raise ValueError(
+            f"x has shape {tuple(x.shape)}, but the data of this oracle have shape {shape}: pass "
+            f"(B, {', '.join(map(str, shape))})"
+        )
+    return xp
+
+
 def check_density(var: Array, t: Level) -> None:
-    """ValueError where data without variance meets a level without noise: it has no density."""
-    if isinstance(t.sigma, float) and t.sigma <= 0 and not var.all():
+    """ValueError if data without variance has no density at a host level, for want of noise."""
+    if on_host(t.sigma) and np.any(np.asarray(t.sigma) == 0) and not var.all():
         raise ValueError(
             "data without variance has no density of its own: pass a level t with noise"
         )
 
 
 def _up(table: Array, x: Array) -> Array:
-    """A table of the host beside x, in its dtype; an array that is there already stays."""
+    """A NumPy table as an array of x's library, device and dtype; any other array as it is."""
     if not is_numpy_array(table):
         return table
     if is_numpy_array(x):

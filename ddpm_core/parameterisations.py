@@ -1,22 +1,23 @@
-"""What a network predicts: a row (a, b) at a level, meaning the target a x_0 + b eps.
+"""What a network predicts: a pair (a, b) at a level, meaning the target y = a x_0 + b eps.
 
-With x_t = α x_0 + σ eps, a target y is two equations for x_0 and eps. Every conversion and every
-loss scale of the field is this one 2x2 system, with determinant D = α b - σ a:
+Together with x_t = α x_0 + σ eps that is two equations for x_0 and eps, with determinant
+D = α b - σ a. Every conversion, and every scale of a loss, is the solution of this 2x2 system:
 
     x_0 = (b x_t - σ y) / D,   eps = (α y - a x_t) / D
 
-A parameterisation of your own is a function from a level to such a row.
+A parameterisation of your own is a function from a level to such a pair.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import TypeAlias
 
 import numpy as np
 
-from ddpm_core.arrays import check_pair, combine
-from ddpm_core.levels import Level
+from ddpm_core.arrays import check_pair, combine, is_number, on_host
+from ddpm_core.levels import Level, check_levels
 from ddpm_core.process import posterior_row
 from ddpm_core.schedules import Discrete, Schedule
 from ddpm_core.typing import Array, Scalar
@@ -48,60 +49,63 @@ def score(t: Level) -> Pair:
 def flow(t: Level) -> Pair:
     """The velocity eps - x_0 of a straight path (Liu et al. 2023; Lipman et al. 2023).
 
-    The levels here have α² + σ² = 1, and a straight path (1 - t) x_0 + t eps has not: a network
-    trained on one expects x_t / (α + σ), at t = σ / (α + σ).
+    Levels have α² + σ² = 1, but a straight path is (1 - t) x_0 + t eps: a network trained on one
+    expects x_t / (α + σ), at t = σ / (α + σ).
     """
     return -1.0, 1.0
 
 
 def mu(schedule: Schedule) -> Parameterisation:
-    """The posterior mean μ̃ one time unit earlier, x_0's and x_t's of Ho et al. 2020, Eq. 7.
+    """The posterior mean μ̃(x_t, x_0) at the time t - 1 (Ho et al. 2020, Eq. 7).
 
     schedule: discrete; s = schedule(t.time - 1), for times of at least 1
 
-    With α_s τ + (α_t / α_s) (σ_s / σ_t)² α_t = α_s its row is (α_s, (α_t / α_s) σ_s² / σ_t).
+    Since α_s τ + (α_t / α_s) (σ_s / σ_t)² α_t = α_s, its pair is (α_s, (α_t / α_s) σ_s² / σ_t).
     """
     if not isinstance(schedule, Discrete):
-        raise TypeError(f"mu is for integer times, which a {type(schedule).__name__} has not")
+        raise TypeError(f"mu needs a Discrete schedule, but a {type(schedule).__name__} was passed")
+    return partial(_mu, schedule)  # which pickles, where a function made here would not
 
-    def row(t: Level) -> Pair:
-        s = schedule(t.time - 1)
-        return s.alpha, posterior_row(t, s)[1] * t.sigma
 
-    return row
+def _mu(schedule: Discrete, t: Level) -> Pair:
+    s = schedule(t.time - 1)
+    return s.alpha, posterior_row(t, s)[1] * t.sigma
 
 
 def determinant(predicts: Parameterisation, t: Level) -> Scalar:
-    """D = α b - σ a; where it is 0, the target says nothing that x_t does not say."""
+    """D = α b - σ a; where it is 0, the target is a multiple of x_t and adds nothing to it."""
     a, b = predicts(t)
     return t.alpha * b - t.sigma * a
 
 
 def check_readable(predicts: Parameterisation, t: Level) -> None:
-    """ValueError if, at a level of the host, a prediction of this target says nothing of x_0."""
+    """ValueError if, at a host level, a prediction of this target does not determine x_0."""
+    check_levels(t=t)
     d = determinant(predicts, t)
     # Not np.any of a number, which torch.compile does not trace.
-    if d == 0.0 if isinstance(d, float) else isinstance(d, np.ndarray) and np.any(d == 0):
+    if d == 0 if is_number(d) else on_host(d) and np.any(d == 0):
         name = getattr(predicts, "__name__", repr(predicts))
         raise ValueError(
             f"a prediction of {name} says nothing of x_0 where alpha = {np.min(t.alpha):g}, "
-            f"sigma = {np.max(t.sigma):g}; predict v or x0 for alpha = 0, read nothing at sigma = 0"
+            f"sigma = {np.max(t.sigma):g}; predict v or x0 for alpha = 0, and call no network at "
+            f"sigma = 0"
         )
 
 
 def target(x_0: Array, eps: Array, t: Level, predicts: Parameterisation) -> Array:
-    """What the network should say: a x_0 + b eps.
+    """What the network should return: a x_0 + b eps.
 
     x_0, eps: (B, *D)
     t: a level of shape () or (B,)
     """
     check_pair(x_0=x_0, eps=eps)
+    check_levels(t=t)
     a, b = predicts(t)
     return combine((a, x_0), (b, eps))
 
 
 def to_x0(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
-    """The x_0 that a prediction means: (b x_t - σ y) / D.
+    """The x_0 that a prediction y implies: (b x_t - σ y) / D.
 
     y, x_t: (B, *D)
     t: a level of shape () or (B,)
@@ -112,7 +116,7 @@ def to_x0(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
 
 
 def to_eps(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
-    """The eps that a prediction means: (α y - a x_t) / D.
+    """The eps that a prediction y implies: (α y - a x_t) / D.
 
     y, x_t: (B, *D)
     t: a level of shape () or (B,)
@@ -125,7 +129,7 @@ def to_eps(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
 def convert(
     y: Array, x_t: Array, t: Level, predicts: Parameterisation, wanted: Parameterisation
 ) -> Array:
-    """A prediction of one target, said as another: c x_0 + d eps from a x_0 + b eps.
+    """A prediction of one target, converted to another: c x_0 + d eps from a x_0 + b eps.
 
     y, x_t: (B, *D)
     t: a level of shape () or (B,)
@@ -136,11 +140,11 @@ def convert(
 
 
 def reading(predicts: Parameterisation, wanted: Parameterisation, t: Level) -> Pair:
-    """The coefficients over (x_t, y) that read `wanted` from a prediction y of `predicts`.
+    """The coefficients of (x_t, y) that give `wanted`, (c, d), from a prediction y of (a, b).
 
-    With rows (a, b) and (c, d):  ((c b - d a) / D, (d α - c σ) / D)
+    ((c b - d a) / D, (d α - c σ) / D)
 
-    ValueError, at levels of the host, where D = 0.
+    ValueError where D = 0, for host levels.
     """
     check_readable(predicts, t)
     (a, b), (c, d) = predicts(t), wanted(t)

@@ -1,7 +1,7 @@
 """The forward process q, between any two levels s < t (Ho et al. 2020, section 2).
 
-σ²_{t|s} = τ σ_t², where τ = tau(t, s), is the variance that is added from s to t. With s = t - 1
-these are the paper's β_t and β̃_t; nothing here asks for neighbours.
+The variance added from s to t is σ²_{t|s} = τ σ_t², with τ = tau(t, s). For s = t - 1 it is the
+paper's β_t, and the posterior's variance is its β̃_t, but s may be any cleaner level.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TypeAlias
 
 from ddpm_core.arrays import check_pair, combine, fit, sqrt
 from ddpm_core.gaussians import Gaussian
-from ddpm_core.levels import Level, tau
+from ddpm_core.levels import Level, check_levels, tau
 from ddpm_core.typing import Array, Scalar
 
 #: The variance of a reverse step from t to s < t: (t, s) -> a coefficient.
@@ -34,6 +34,7 @@ def q_sample(x_0: Array, eps: Array, t: Level) -> Array:
     array([0.0064, 0.0064, 0.0064])
     """
     check_pair(x_0=x_0, eps=eps)
+    check_levels(t=t)
     return combine((t.alpha, x_0), (t.sigma, eps))
 
 
@@ -44,6 +45,7 @@ def q_marginal(x_0: Array, t: Level) -> Gaussian:
     t: a level of shape () or (B,)
     """
     check_pair(x_0=x_0)
+    check_levels(t=t)
     return Gaussian(fit(t.alpha, x_0) * x_0, t.sigma**2)
 
 
@@ -58,6 +60,7 @@ def q_step(x_s: Array, eps: Array, t: Level, s: Level) -> Array:
     From s = clean data this is `q_sample`; from t - 1 to t it is Eq. 2 of Ho et al. 2020.
     """
     check_pair(x_s=x_s, eps=eps)
+    check_levels(t=t, s=s)
     return combine((t.alpha / s.alpha, x_s), (sqrt(tau(t, s)) * t.sigma, eps))
 
 
@@ -72,6 +75,7 @@ def q_posterior(x_0: Array, x_t: Array, t: Level, s: Level) -> Gaussian:
     At s = clean data this is the point mass at x_0.
     """
     check_pair(x_0=x_0, x_t=x_t)
+    check_levels(t=t, s=s)
     on_x_0, on_x_t = posterior_row(t, s)
     return Gaussian(combine((on_x_0, x_0), (on_x_t, x_t)), small(t, s))
 

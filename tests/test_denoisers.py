@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import re
 
 import numpy as np
@@ -12,6 +13,7 @@ from scipy.stats import norm
 
 import ddpm_core as ddpm
 from ddpm_core.levels import from_logsnr
+from ddpm_core.parameterisations import mu
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -74,6 +76,71 @@ def test_predictor_splits_the_variance():
     np.testing.assert_array_equal(v, y[:, 3:])
     fixed = ddpm.Predictor(lambda x, time: y, LINEAR, ddpm.x0)
     assert fixed.both(np.zeros((2, 6, 4, 4)), LINEAR(500))[1] is None
+
+
+def test_interpret_reads_a_raw_output(lib):
+    """`interpret` is what `output` makes of the network's answer: checked, cast to x_t, split."""
+    raw = np.random.default_rng(0).standard_normal((2, 6, 4)).astype(np.float32)
+    x_t = np.zeros((2, 3, 4), np.float32)
+    predict = ddpm.Predictor(lambda x, time: lib.asarray(raw), LINEAR, variance=True)
+    for got in (
+        predict.interpret(lib.asarray(raw), lib.asarray(x_t)),
+        predict.output(lib.asarray(x_t), LINEAR(500)),
+    ):
+        for part, wanted in zip(got, (raw[:, :3], raw[:, 3:]), strict=True):
+            assert part.dtype == lib.xp.float32
+            assert tuple(part.shape) == (2, 3, 4)
+            if lib.has_values:
+                np.testing.assert_array_equal(lib.to_numpy(part), wanted)
+    plain = ddpm.Predictor(lambda x, time: x, LINEAR)
+    y, v = plain.interpret(raw, np.zeros(raw.shape, np.float64))
+    assert (y.dtype, v) == (np.float64, None)
+    with pytest.raises(
+        ValueError, match=r"returned shape \(2, 6, 4\) for x_t of shape \(2, 3, 4\)"
+    ):
+        plain.interpret(raw, x_t)
+    with pytest.raises(TypeError, match="pass arrays of one library"):
+        plain.interpret(raw, pytest.importorskip("torch").asarray(x_t))
+
+
+def test_x_without_data_axes():
+    """x of shape (B,), one number per sample, is data; it has no channels for a variance."""
+    x_t = np.linspace(-1, 1, 3)
+    predict = ddpm.Predictor(lambda x, time: 2 * x, LINEAR, ddpm.x0)
+    np.testing.assert_array_equal(predict(x_t, LINEAR(500)), 2 * x_t)
+    learned = ddpm.Predictor(lambda x, time: x, LINEAR, variance=True)
+    with pytest.raises(ValueError, match=r"needs x_t of shape \(B, C, ...\), but it is \(3,\)"):
+        learned(x_t, LINEAR(500))
+
+
+@pytest.mark.parametrize("kind", [float, np.float64, np.asarray, lambda f: np.asarray([f, f])])
+def test_levels_of_another_schedule_are_refused(kind):
+    """One level or one per sample, host levels of any kind must be on the network's schedule."""
+    predict, x_t = ddpm.Predictor(lambda x, time: x, LINEAR), np.zeros((2, 3))
+    predict(x_t, LINEAR(500).map(kind))
+    t = ddpm.cosine()(500)
+    match = r"time 500 has log-SNR -0\.\d+, but on the network's schedule it has -2"
+    with pytest.raises(ValueError, match=match):
+        predict(x_t, t.map(kind))
+    mixed = LINEAR(500)._replace(logsnr=np.asarray([LINEAR(500).logsnr, t.logsnr]))
+    with pytest.raises(ValueError, match=match):
+        predict(x_t, mixed)
+    with pytest.raises(ValueError, match=match):  # a number against an array
+        predict(x_t, t._replace(time=np.asarray([500.0, 500.0])))
+
+
+def net(x, timestep):
+    return x / 2
+
+
+@pytest.mark.parametrize("predicts", [ddpm.eps, ddpm.v, mu(LINEAR)], ids=["eps", "v", "mu"])
+def test_denoisers_pickle(predicts):
+    """A Predictor whose network pickles, clipped or not, stays the same denoiser."""
+    predict = ddpm.Predictor(net, LINEAR, predicts)
+    x_t, t = np.ones((2, 3)), LINEAR(500)
+    for denoise in (predict, ddpm.clip(predict)):
+        again = pickle.loads(pickle.dumps(denoise))
+        np.testing.assert_array_equal(again(x_t, t), denoise(x_t, t))
 
 
 @pytest.mark.parametrize(("variance", "wanted"), [(False, (2, 3, 4)), (True, (2, 6, 4))])

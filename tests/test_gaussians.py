@@ -121,9 +121,6 @@ def test_reductions_keep_the_batch(shape):
     np.testing.assert_allclose(mean_of_sample(x), np.asarray(rows) / count, rtol=2 * EPS)
 
 
-# Ho et al. 2020: numbers that a Gaussian and the linear schedule determine ----------------------
-
-
 def test_prior_of_ho_et_al():
     """KL(q(x_T | x_0) ‖ N(0, I)) is "≈ 10^-5 bits per dimension" (Ho et al. 2020, section 4)."""
     x_0 = np.random.default_rng(0).uniform(-1, 1, (1, 3072))  # their data is scaled to [-1, 1]
@@ -147,3 +144,49 @@ def test_distortion_of_ho_et_al():
     # The paper integrates over a pixel's bin and does not say its errors are Gaussian: 0.01 more.
     assert abs(nats / math.log(2) - 1.97) < 0.01
     assert abs(nats / math.log(2) + 1.77581 - 3.75) < 0.005
+
+
+def zero(shape, kind):
+    """A variance of 0, as a number, per sample or per coordinate."""
+    return {"number": 0.0, "sample": np.zeros(shape[0]), "coordinate": np.zeros(shape)}[kind]
+
+
+@pytest.mark.parametrize("p_var", ["number", "sample", "coordinate"])
+@pytest.mark.parametrize("q_var", ["number", "sample", "coordinate"])
+def test_kl_of_points(lib, q_var, p_var):
+    """KL is 0 of two equal points, inf of two others, and inf of a point and a density."""
+    host = np.float32([[1, 2], [3, 4], [5, 6]])
+    moved = host + np.float32([[0, 0], [0, 1], [0, 0]])
+    x, y = lib.asarray(host), lib.asarray(moved)
+
+    def var(value):
+        return value if isinstance(value, float) else lib.asarray(value, lib.xp.float32)
+
+    v_q, v_p = var(zero(host.shape, q_var)), var(zero(host.shape, p_var))
+    cases = {
+        "points": (kl(Gaussian(x, v_q), Gaussian(y, v_p)), [0, np.inf, 0]),
+        "q is a point": (kl(Gaussian(x, v_q), Gaussian(y, 2.0)), [np.inf] * 3),
+        "p is a point": (kl(Gaussian(x, 2.0), Gaussian(y, v_p)), [np.inf] * 3),
+        "densities": (kl(Gaussian(x, v_q + 2.0), Gaussian(y, v_p + 2.0)), [0, 0.25, 0]),
+    }
+    for name, (got, wanted) in cases.items():
+        assert got.dtype == x.dtype
+        if lib.has_values:
+            np.testing.assert_allclose(lib.to_numpy(got), wanted, rtol=1e-6, err_msg=name)
+
+
+def test_kl_of_some_points():
+    """Each coordinate and each sample is taken by itself: points beside densities."""
+    q = Gaussian(np.zeros((2, 2)), np.array([[0.0, 1.0], [0.0, 1.0]]))
+    p = Gaussian(np.zeros((2, 2)), np.array([[0.0, 2.0], [1.0, 2.0]]))
+    wanted = 0.5 * (np.log(2.0) + 0.5 - 1)
+    np.testing.assert_allclose(kl(q, p), [wanted, np.inf], rtol=8 * EPS)
+
+
+def test_kl_of_points_has_finite_gradients_elsewhere():
+    """Where a sample has points, the gradient of the others is what it is without them."""
+    torch = pytest.importorskip("torch")
+    x = torch.tensor([[1.0], [2.0]], requires_grad=True)
+    var = torch.tensor([[0.0], [2.0]])
+    kl(Gaussian(x, var), Gaussian(torch.zeros(2, 1), var)).sum().backward()
+    assert x.grad[1] == 1.0

@@ -108,7 +108,9 @@ def test_trailing_in_continuous_time(schedule, steps):
 @pytest.mark.parametrize("grid", [leading, linspace])
 def test_integer_grids_refuse_continuous_time(grid):
     """`leading` and `linspace` are for integer times, and say what to use."""
-    with pytest.raises(TypeError, match=f"{grid.__name__} is for integer times; use trailing with"):
+    with pytest.raises(
+        TypeError, match=f"{grid.__name__} needs a Discrete schedule: use trailing for"
+    ):
         grid(VP(), 10)
 
 
@@ -133,8 +135,6 @@ def test_no_steps_of_continuous_time(steps):
     with pytest.raises(ValueError, match=f"an integer of at least 1, but is {steps}"):
         trailing(VP(), steps)
 
-
-# Fractional grids. ------------------------------------------------------------------------------
 
 FRACTIONAL = [quad, karras, log_snr]
 fractional = pytest.mark.parametrize("grid", FRACTIONAL)

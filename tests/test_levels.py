@@ -1,22 +1,22 @@
-"""Levels: α² + σ² = 1, λ = log(α² / σ²), τ, and the one place that broadcasts."""
+"""Levels: α² + σ² = 1, λ = log(α² / σ²), τ, and what a level must be."""
 
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import ddpm_core as ddpm
 from ddpm_core import Level, linear
-from ddpm_core.arrays import check_pair, combine, fit, log_sigmoid, logit_of_log, widen
+from ddpm_core.arrays import log_sigmoid, logit_of_log
 from ddpm_core.levels import from_logsnr, steps_of, tau
-from ddpm_core.testing import strategies
+from ddpm_core.process import q_marginal
 
 EPS = np.finfo(np.float64).eps
-FLOAT32 = np.finfo(np.float32).eps
+FLOAT32 = float(np.finfo(np.float32).eps)
 
 log_snrs = st.floats(-700, 700) | st.sampled_from([-math.inf, math.inf])
 
@@ -114,49 +114,6 @@ def test_tau_in_float32():
     assert FLOAT32 < error <= 2e-4  # more than one rounding: λ does cancel
 
 
-# fit, combine and the checks of arrays ----------------------------------------------------------
-
-
-@given(strategies.shapes(), st.sampled_from([np.float32, np.float64]), st.integers(0, 99))
-def test_fit_is_per_sample(shape, dtype, seed):
-    """A coefficient (B,) times x is each sample times its number, in x's dtype."""
-    rng = np.random.default_rng(seed)
-    c, x = rng.standard_normal(shape[0]), rng.standard_normal(shape).astype(dtype)
-    got = fit(c, x) * x
-    assert got.dtype == dtype
-    assert got.shape == shape
-    for i in range(shape[0]):
-        np.testing.assert_array_equal(got[i], fit(float(c[i]), x[i]) * x[i])
-
-
-@pytest.mark.parametrize("c", [2, 2.0, np.float64(2), np.asarray(2.0), np.asarray(2.0, np.float32)])
-def test_numbers_stay_numbers(c):
-    """A number of any kind is a Python float, which leaves x's dtype alone."""
-    assert type(fit(c, np.ones((2, 3), np.float16))) is float
-    assert (fit(c, np.ones((2, 3), np.float16)) * np.ones(1, np.float16)).dtype == np.float16
-
-
-def test_fit_casts_last():
-    """A float64 coefficient meets float32 data as the nearest float32."""
-    c = np.asarray([Fraction(1, 3), Fraction(2, 3)], dtype=np.float64)
-    got = fit(c, np.ones((2, 5), np.float32))
-    np.testing.assert_array_equal(got[:, 0], [np.float32(1 / 3), np.float32(2 / 3)])
-
-
-@pytest.mark.parametrize("shape", [(3,), (2, 1), (0,)])
-def test_fit_names_the_shapes(shape):
-    """Coefficients that are neither one value nor one per sample are an error."""
-    with pytest.raises(ValueError, match=rf"shape \({shape[0]}.*x of shape \(2, 5, 5\)"):
-        fit(np.ones(shape), np.ones((2, 5, 5)))
-
-
-def test_zero_takes_no_part():
-    """A host coefficient of 0 costs nothing: 0 times inf does not appear."""
-    bad, good = np.asarray([[math.inf, math.nan]]), np.ones((1, 2))
-    np.testing.assert_array_equal(combine((0.0, bad), (2.0, good)), 2 * good)
-    np.testing.assert_array_equal(combine((0, good), (0.0, good)), np.zeros((1, 2)))
-
-
 def test_steps_are_pairs_of_neighbours():
     """`steps_of` is (levels[i], levels[i + 1]) for every i."""
     levels = linear()(np.asarray([1000.0, 400.0, 7.0, 0.0]))
@@ -167,20 +124,57 @@ def test_steps_are_pairs_of_neighbours():
     assert len(t.sigma) == len(s.sigma) == 3
 
 
-def test_pairs_must_match():
-    """Arrays that are combined have one shape and one floating-point dtype, or are named."""
-    x = np.ones((2, 3), np.float32)
-    with pytest.raises(ValueError, match=r"eps has shape \(3, 2\) but x_0 has shape \(2, 3\)"):
-        check_pair(x_0=x, eps=np.ones((3, 2), np.float32))
-    with pytest.raises(TypeError, match="eps has dtype float64 but x_0 has dtype float32"):
-        check_pair(x_0=x, eps=np.ones((2, 3)))
-    with pytest.raises(TypeError, match="x_0 has dtype int64: convert it to floating point"):
-        check_pair(x_0=np.ones((2, 3), np.int64))
+KINDS = [np.float64, np.float32, np.asarray]  # one number, of NumPy
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_swapped_levels_are_named_whatever_their_numbers(kind):
+    """τ(t, s) of an s that is noisier than t is an error for every kind of host level."""
+    t, s = from_logsnr(0.0, 1.0), from_logsnr(2.0, 0.0)
+    with pytest.raises(ValueError, match="s must be cleaner than t, but log-SNR is 0 at s and 2"):
+        tau(s.map(kind), t.map(kind))
+    assert tau(t.map(kind), s.map(kind)) == pytest.approx(tau(t, s), rel=2 * FLOAT32)
+
+
+X = np.ones((2, 3))
+TIME = linear()(500)
+DENOISE = ddpm.DatasetOracle(np.eye(3))
 
 
 @pytest.mark.parametrize(
-    ("given_", "wide"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")]
+    "call",
+    [
+        lambda t: ddpm.q_sample(X, X, t),
+        lambda t: q_marginal(X, t),
+        lambda t: ddpm.q_step(X, X, t, linear()(1)),
+        lambda t: ddpm.q_step(X, X, TIME, t),
+        lambda t: ddpm.q_posterior(X, X, t, linear()(1)),
+        lambda t: ddpm.q_posterior(X, X, TIME, t),
+        lambda t: tau(TIME, t),
+        lambda t: ddpm.target(X, X, t, ddpm.v),
+        lambda t: ddpm.to_x0(X, X, t, ddpm.v),
+        lambda t: ddpm.loss(DENOISE, X, X, t),
+        lambda t: ddpm.Predictor(lambda x, time: x, linear())(X, t),
+        lambda t: ddpm.reverse(DENOISE)(X, TIME, t),
+        lambda t: DENOISE(X, t),
+        lambda t: ddpm.GaussianOracle(np.zeros(3), 1.0)(X, t),
+        lambda t: ddpm.GaussianOracle(np.zeros(3), 1.0).log_prob(X, t),
+    ],
 )
-def test_half_precision_is_widened(given_, wide):
-    """Half precision is computed in float32, and nothing else changes."""
-    assert widen(np, np.ones(2, given_)).dtype == wide
+def test_what_is_no_level_is_named(call):
+    """A time or an array where a level is expected is a TypeError that says what to do."""
+    for number in (500, np.int64(500)):
+        match = r"must be a Level, but is .*500\)?: pass schedule\(.*500\)"
+        with pytest.raises(TypeError, match=match):
+            call(number)
+    with pytest.raises(TypeError, match=r"must be a Level, but is a numpy ndarray\Z"):
+        call(X)
+
+
+def test_a_level_is_no_array_and_no_time():
+    """Levels and arrays in the wrong order are named, and a schedule takes no level."""
+    with pytest.raises(TypeError, match=r"x_0 must be an array, but is a ddpm_core Level\Z"):
+        ddpm.q_posterior(TIME, linear()(1), X, X)
+    for schedule in (linear(), ddpm.VP()):
+        with pytest.raises(TypeError, match="time must be a number or an array, but is a Level"):
+            schedule(linear()(0))

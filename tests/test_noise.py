@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -79,9 +80,6 @@ def test_values_are_of_seed_id_and_step(seed, sample, step, elements):
     np.testing.assert_array_equal(got[0], wanted)
 
 
-# The law of a value -----------------------------------------------------------------------------
-
-
 def test_tables_are_means_of_equal_bins():
     """Entry i is the mean of N(0, 1) over bin i of 65536, n ∫ z φ(z) dz, scaled (by SciPy)."""
     n = 1 << 16
@@ -150,9 +148,6 @@ def test_neighbours_are_independent():
             a_, b_ = f(a.astype(np.float64)), f(b.astype(np.float64))
             scale = math.sqrt(np.mean(a_**2) * np.mean(b_**2) / a_.size)
             assert abs(np.mean(a_ * b_)) < 5 * scale
-
-
-# What a value depends on ------------------------------------------------------------------------
 
 
 @given(seeds, st.integers(0, 2**31 - 1), st.integers(1, 6), st.data())
@@ -233,7 +228,92 @@ def test_seeds_outside_are_named(seed):
         portable_noise(seed)
 
 
-def test_copies():
-    """An object that holds a noise can be copied."""
-    noise = portable_noise(3)
-    np.testing.assert_array_equal(copy.deepcopy(noise)(1, (2, 3)), noise(1, (2, 3)))
+@pytest.mark.parametrize("dtype", [None, "float16"])
+@pytest.mark.parametrize("seed", [3, 2**63 + 5, 2**32 - 1])
+def test_copies_and_pickles(lib, seed, dtype):
+    """A noise that was copied or pickled, as for another process, is the same noise."""
+    if lib.name in ("strict-device1", "mlx") or not hasattr(lib.xp, dtype or "float32"):
+        pytest.skip("its devices or dtypes do not pickle, or it has no float16")
+    noise = portable_noise(seed, lib.xp, lib.device, dtype and getattr(lib.xp, dtype))
+    for again in (copy.deepcopy(noise), pickle.loads(pickle.dumps(noise))):
+        got, wanted = again(1, (2, 3)), noise(1, (2, 3))
+        assert got.dtype == wanted.dtype
+        if lib.has_values:
+            np.testing.assert_array_equal(lib.to_numpy(got), lib.to_numpy(wanted))
+
+
+@pytest.mark.lanes("numpy", "strict-device1", "torch-meta", "jax")
+@pytest.mark.parametrize("bad", [-1, 2**31, 2**32, 2**64, np.int64(2**32)])
+def test_steps_and_ids_outside_are_named(lib, bad):
+    """2^32 would be 0 in 32 bits: a step or an id on the host that does not fit is refused."""
+    noise = portable_noise(0, lib.xp, lib.device)
+    with pytest.raises(ValueError, match=rf"step must lie within \[0, 2\^31\), but is {bad}"):
+        noise(bad, (2, 3))
+    for ids in ([0, bad], np.asarray([0, bad])):
+        with pytest.raises(ValueError, match=rf"ids must lie within \[0, 2\^31\), but is {bad}"):
+            noise(0, (2, 3), ids)
+        with pytest.raises(ValueError, match=rf"step must lie within \[0, 2\^31\), but is {bad}"):
+            noise(ids, (2, 3))
+
+
+def test_steps_and_ids_are_integers(lib):
+    """A step 1.5 is not step 1: what is not an integer is refused, on the host and the device."""
+    noise = portable_noise(0, lib.xp, lib.device)
+    for bad in (
+        1.5,
+        1.0,
+        np.float32(1),
+        [1.5, 2.0],
+        np.ones(2),
+        lib.asarray(np.ones(2, "float32")),
+    ):
+        with pytest.raises(TypeError, match="step must be integers, but "):
+            noise(bad, (2, 3))
+        with pytest.raises(TypeError, match="ids must be integers, but "):
+            noise(0, (2, 3), bad)
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.asarray], ids=lambda kind: kind.__name__)
+def test_steps_of_any_kind_of_integer(kind):
+    """NumPy's integers and arrays () are integers."""
+    noise = portable_noise(0)
+    np.testing.assert_array_equal(noise(kind(7), (2, 3)), noise(7, (2, 3)))
+
+
+def test_counts_of_ids_and_steps_are_named():
+    """As many ids as samples, and one step or as many."""
+    noise = portable_noise(0)
+    with pytest.raises(ValueError, match=r"3 ids do not fit shape \(2, 3\): pass one per sample"):
+        noise(0, (2, 3), [0, 1, 2])
+    with pytest.raises(
+        ValueError, match=r"3 steps do not fit shape \(2, 3\): pass one, or one per"
+    ):
+        noise([0, 1, 2], (2, 3))
+
+
+@pytest.mark.parametrize("seed", [1.0, "3", None])
+def test_seeds_are_integers(seed):
+    """What is no integer is refused."""
+    with pytest.raises(TypeError, match="seed must be an integer, but is a Python"):
+        portable_noise(seed)
+
+
+@pytest.mark.lanes("jax")
+def test_a_traced_seed_is_refused_with_a_hint(lib):
+    """Mapping over seeds is an error that says to map over ids, which draws what each id draws."""
+    import jax
+
+    noise = portable_noise(3, lib.xp)
+    with pytest.raises(TypeError, match=r"seed must be an integer, .* pass ids or steps"):
+        jax.vmap(lambda seed: portable_noise(seed, lib.xp)(0, (2, 3)))(lib.xp.arange(4))
+    mapped = jax.vmap(lambda i: noise(0, (1, 3), i[None])[0])(lib.xp.arange(4))
+    np.testing.assert_array_equal(mapped, noise(0, (4, 3)))
+
+
+def test_tails_are_as_documented():
+    """P(|z| > 5) is 10 % too small, P(|z| > 6) 76 %, and |z| is at most 6.204."""
+    first, second = (t.astype(np.float64) for t in normal_tables())
+    for size, missing in ((5, 0.10), (6, 0.76)):
+        beyond = 2 * (1 - np.searchsorted(second, size - first, side="right").mean() / 65536)
+        assert 1 - beyond / (2 * stats.norm.sf(size)) == pytest.approx(missing, abs=0.005)
+    assert first[-1] + second[-1] == pytest.approx(6.204, abs=5e-4)

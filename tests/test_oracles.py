@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -53,9 +54,6 @@ def jacobian(f, x: np.ndarray) -> np.ndarray:
     """Of f: (B, D) -> (B, D) at x: (D,), by central differences."""
     steps = STEP * np.eye(x.size)
     return ((f(x + steps) - f(x - steps)) / (2 * STEP)).T
-
-
-# Gaussian data. ---------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [diagonal, full])
@@ -176,16 +174,16 @@ def test_gaussian_refuses():
     """A covariance that is none, and a matrix where coordinates must be independent, are errors."""
     with pytest.raises(ValueError, match="not symmetric"):
         ddpm.GaussianOracle(np.zeros(2), [[1.0, 0.5], [0.0, 1.0]])
-    with pytest.raises(ValueError, match="no variance negative"):
+    with pytest.raises(ValueError, match="no variance may be negative, but one is -1"):
         ddpm.GaussianOracle(np.zeros(2), [[1.0, 2.0], [2.0, 1.0]])
     with pytest.raises(ValueError, match=r"has shape \(3,\)"):
         ddpm.GaussianOracle(np.zeros(2), np.ones(3))
+    for mean, cov in (([np.nan, 0.0], 1.0), ([0.0, 0.0], np.inf), ([0.0, 0.0], [1.0, np.nan])):
+        with pytest.raises(ValueError, match="mean and cov must be finite"):
+            ddpm.GaussianOracle(mean, cov)
     t, s = from_logsnr(0.0, 1.0), from_logsnr(1.0, 0.0)
-    with pytest.raises(ValueError, match="reverse_sample"):
+    with pytest.raises(ValueError, match="draw from it with reverse_sample"):
         ddpm.GaussianOracle(np.zeros(2), np.eye(2)).reverse(np.zeros((1, 2)), t, s)
-
-
-# Mixtures. --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("make", [diagonal, full, mixture, dataset])
@@ -291,9 +289,6 @@ def test_mixture_refuses():
         ddpm.MixtureOracle([1.0, 1.0], [[0.0], [1.0]], np.ones(3))
 
 
-# Finite data. -----------------------------------------------------------------------------------
-
-
 @given(rng=seeds, t=st.floats(-9, 3).map(lambda logsnr: from_logsnr(logsnr, 0.0)))
 def test_dataset_edm_form(rng, t):
     """D(x; σ) = Σ N(x; y_i, σ²) y_i / Σ N(x; y_i, σ²), in x/α, σ/α (Karras et al. 2022, Eq. 57)."""
@@ -379,9 +374,6 @@ def test_dataset_equivariance(rng, logsnr, k, shift):
     np.testing.assert_allclose(moved, k * x_0 + shift, rtol=0, atol=atol)
 
 
-# All of them. -----------------------------------------------------------------------------------
-
-
 @pytest.mark.parametrize("make", [diagonal, full, mixture, dataset])
 @given(rng=seeds, logsnrs=st.lists(st.floats(-9, 9), min_size=3, max_size=3))
 def test_levels_per_sample(make, rng, logsnrs):
@@ -404,3 +396,58 @@ def test_levels_per_sample(make, rng, logsnrs):
             # exp on arrays and on Python floats may differ by a rounding, which 1/σ² amplifies.
             size = 1 + np.abs(one) + (t.alpha[i] / t.sigma[i]) ** 2
             assert np.all(np.abs(all_[i : i + 1] - one) <= 256 * EPS * size)
+
+
+@pytest.mark.parametrize("make", [diagonal, full, mixture, dataset])
+def test_other_shapes_are_refused(make):
+    """Data of other shapes, such as channels last, are named, also where the count is right."""
+    oracle, t, s = make(np.random.default_rng(0)), from_logsnr(0.0, 1.0), from_logsnr(1.0, 0.0)
+    gaussian = isinstance(oracle, ddpm.GaussianOracle)
+    kernel = oracle.reverse_mixture if not gaussian else oracle.reverse
+    calls = [lambda x: oracle(x, t), lambda x: oracle.log_prob(x, t)]
+    if make is not full:
+        calls.append(lambda x: kernel(x, t, s))
+    if gaussian:
+        calls.append(lambda x: oracle.reverse_sample(x, x, t, s))
+    for shape in ((4, 2), (4, 3, 1), (4, 1, 3), (3,)):
+        for call in calls:
+            with pytest.raises(
+                ValueError, match=r"the data of this oracle have shape \(3,\): pass"
+            ):
+                call(np.ones(shape))
+
+
+def test_images_with_channels_last_are_refused():
+    """(B, H, W, C) has as many numbers as (B, C, H, W)."""
+    oracle = ddpm.GaussianOracle(np.zeros((2, 3)), 1.0)
+    with pytest.raises(ValueError, match=r"x has shape \(4, 3, 2\), .* \(2, 3\): pass \(B, 2, 3\)"):
+        oracle(np.ones((4, 3, 2)), from_logsnr(0.0, 1.0))
+
+
+SINGULAR = {
+    "gaussian": ddpm.GaussianOracle(np.zeros(2), np.array([1.0, 0.0])),
+    "mixture": ddpm.MixtureOracle([0.5, 0.5], np.eye(2), np.array([1.0, 0.0])),
+    "dataset": ddpm.DatasetOracle(np.eye(2)),
+}
+
+
+@pytest.mark.parametrize("kind", [float, np.float64, np.asarray, lambda f: np.asarray([f, f])])
+@pytest.mark.parametrize("name", SINGULAR)
+def test_points_have_no_density_of_their_own(name, kind):
+    """log q at clean data of data without variance is refused at host levels of any kind."""
+    oracle, x = SINGULAR[name], np.zeros((2, 2))
+    clean = from_logsnr(np.inf, 0.0).map(kind)
+    for call in (lambda: oracle.log_prob(x), lambda: oracle.log_prob(x, clean)):
+        with pytest.raises(ValueError, match="data without variance has no density of its own"):
+            call()
+    assert np.isfinite(oracle.log_prob(x, from_logsnr(5.0, 1.0))).all()
+    assert np.isfinite(ddpm.GaussianOracle(np.zeros(2), 1.0).log_prob(x, clean)).all()
+
+
+@pytest.mark.parametrize("make", [diagonal, full, mixture, dataset])
+def test_oracles_pickle(make):
+    """An oracle that was pickled, as for another process, is the same denoiser."""
+    oracle, x, t = make(np.random.default_rng(0)), np.ones((2, 3)), from_logsnr(0.0, 1.0)
+    again = pickle.loads(pickle.dumps(oracle))
+    np.testing.assert_array_equal(again(x, t), oracle(x, t))
+    np.testing.assert_array_equal(again.log_prob(x, t), oracle.log_prob(x, t))

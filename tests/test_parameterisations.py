@@ -123,9 +123,6 @@ def test_weights_of_the_targets(t):
     assert math.isclose(native(score)(t), snr / t.sigma**2, rel_tol=rtol)
 
 
-# The papers' other forms ------------------------------------------------------------------------
-
-
 @given(st.floats(-20, 20), st.integers(0, 99))
 @example(-math.inf, 0)
 @example(math.inf, 0)
@@ -202,9 +199,6 @@ def test_predictions_have_the_shape_of_x_t(read):
     """A prediction of another shape is refused by name, not broadcast."""
     with pytest.raises(ValueError, match=r"y has shape \(2, 1\) but x_t has shape \(2, 3\)"):
         read(np.ones((2, 1)), np.ones((2, 3)), SCHEDULE(5), eps)
-
-
-# Clipping ---------------------------------------------------------------------------------------
 
 
 @given(levels, st.integers(0, 99))

@@ -58,9 +58,6 @@ def step_kernel(x_s, s, t):
     return Gaussian(q_step(x_s, 0 * x_s, t, s), deviation**2)
 
 
-# Forward ----------------------------------------------------------------------------------------
-
-
 @given(levels, st.integers(0, 99))
 def test_a_draw_is_of_the_marginal(t, seed):
     """`q_sample` is a draw of `q_marginal`: N(α x_0, σ² I) (Ho et al. 2020, Eq. 4)."""
@@ -123,9 +120,6 @@ def test_step_is_of_ho_et_al(betas, data):
     assert abs(kernel.mean[0, 0] - math.sqrt(1 - betas[k - 1])) <= atol
     assert abs(kernel.var - betas[k - 1]) <= atol
     assert abs(large(t, s) - betas[k - 1]) <= atol
-
-
-# Posterior --------------------------------------------------------------------------------------
 
 
 @given(noisier(2), st.integers(0, 2**32 - 1))
@@ -270,9 +264,6 @@ def test_optimal_variance_is_of_analytic_dpm(pair, log_c):
     # The gap cancels; the theorem is a sum of terms of up to σ_t² / r².
     atol = 64 * EPS * rounding(t, s) * (t.sigma / r) ** 2
     assert abs(tilde + gap**2 * unexplained - optimal.mean()) <= atol
-
-
-# Shapes and precision ---------------------------------------------------------------------------
 
 
 @given(strategies.discrete_schedules(max_T=40), strategies.shapes(), st.integers(0, 99))

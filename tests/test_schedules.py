@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import pickle
 from fractions import Fraction
 
 import numpy as np
@@ -11,8 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ddpm_core import VP, cosine, draw, from_betas, large, linear, zero_terminal_snr
-from ddpm_core.arrays import log_sigmoid
+from ddpm_core import VP, cosine, from_betas, large, linear, zero_terminal_snr
 from ddpm_core.levels import steps_of
 from ddpm_core.schedules import (
     Discrete,
@@ -46,9 +46,6 @@ def exact_alpha_bars(betas):
         product *= 1 - Fraction(beta)
         out.append(product)
     return out
-
-
-# Discrete schedules -----------------------------------------------------------------------------
 
 
 @given(strategies.betas(max_T=60))
@@ -222,116 +219,6 @@ def test_a_list_becomes_hashable():
     assert hash(Discrete([math.inf, 1, 0])) == hash(Discrete(np.asarray([math.inf, 1.0, 0.0])))
 
 
-# Times ------------------------------------------------------------------------------------------
-
-
-@given(strategies.discrete_schedules(), st.data())
-def test_rate_is_constant_inside_a_step(schedule, data):
-    """log ᾱ is linear in time between integers: noise comes at a constant rate inside a step."""
-    k = data.draw(st.integers(0, schedule.T - 1))
-    part = data.draw(st.integers(1, 63)) / 64  # exact in float64, as is k + part
-    below, t, above = (schedule(time) for time in (k, k + part, k + 1))
-    between = [(1 - part) * f(below) + part * f(above) for f in (lambda s: log_sigmoid(s.logsnr),)]
-    # -log ᾱ carries the rounding of λ, relative to its own size and absolute to (1 - ᾱ) |λ|.
-    noise = -log_sigmoid(above.logsnr)
-    tolerance = 8 * EPS * noise * (1 + abs(above.logsnr))
-    assert abs(log_sigmoid(t.logsnr) - between[0]) <= tolerance
-
-
-@given(strategies.discrete_schedules())
-def test_integer_times_are_the_table(schedule):
-    """At integers a schedule is its table, bit for bit: as a number, an array and a list."""
-    times = list(range(schedule.T + 1))
-    assert [schedule(time).logsnr for time in times] == list(schedule.logsnr)
-    for many in (times, np.asarray(times), np.asarray(times, np.float32)):
-        np.testing.assert_array_equal(schedule(many).logsnr, schedule.logsnr)
-
-
-@given(strategies.schedules(zero_terminal=True), st.floats(0, 1))
-@example(VP(0.1, 2.0), 1.0)  # whose inverse rounds to above 1
-@example(VP(), 1.0)
-@example(VP(), 0.0)
-@example(LinearLogSNR(), 1.0)
-def test_at_inverts_the_schedule(schedule, share):
-    """`at` of a level's log-SNR is that level, at that time to rounding."""
-    clean, noisiest = schedule.ends
-    time = clean + share * (noisiest - clean)
-    zero_terminal = schedule(noisiest).alpha == 0
-    if zero_terminal and noisiest - 1 < time < noisiest:
-        time = noisiest - 1
-    t = schedule(time)
-    again = schedule.at(t.logsnr)
-    assert again[1:] == t[1:]
-    assert clean <= again.time <= noisiest
-    # A schedule falls: its time is right to `shift` if the times to both sides bracket λ, up to
-    # λ's own rounding (and -log ᾱ's, which λ takes as absolute where ᾱ is near 1).
-    shift = 8 * EPS * max(time, noisiest if share > 0.5 else 0.0)
-    slack = 8 * EPS * (2 + abs(t.logsnr)) if math.isfinite(t.logsnr) else 0.0
-    if zero_terminal and again.time > noisiest - 1:
-        assert again.time == noisiest == time
-        return
-    early = schedule(max(again.time - shift, clean)).logsnr
-    late = schedule(min(again.time + shift, noisiest - zero_terminal)).logsnr
-    assert early + slack >= t.logsnr >= late - slack
-
-
-@given(strategies.schedules(), st.lists(st.floats(0, 1), min_size=1, max_size=5))
-def test_arrays_of_times_are_lists_of_levels(schedule, shares):
-    """A schedule on an array is the schedule on each of its times; so is `at`."""
-    clean, noisiest = schedule.ends
-    times = np.asarray([clean + share * (noisiest - clean) for share in shares])
-    many = schedule(times)
-    each = [schedule(float(time)) for time in times]
-    # NumPy's functions of arrays and math's of numbers, a few units apart.
-    for name in ("alpha", "sigma", "logsnr"):
-        got, wanted = getattr(many, name), [getattr(t, name) for t in each]
-        scale = 8 * EPS * (2 + np.max(np.abs(np.where(np.isinf(many.logsnr), 0, many.logsnr))))
-        np.testing.assert_allclose(got, wanted, rtol=scale, atol=scale if name == "logsnr" else 0)
-    back = schedule.at(many.logsnr)
-    np.testing.assert_array_equal(back.logsnr, many.logsnr)
-    assert back.time.shape == times.shape
-
-
-def test_no_level_between_the_last_two_times_without_data():
-    """Where α_T = 0, log α cannot be interpolated to it: fractional times there are an error."""
-    schedule = zero_terminal_snr(linear())
-    with pytest.raises(ValueError, match="no level lies between times 999 and 1000"):
-        schedule(999.5)
-    with pytest.raises(ValueError, match="no level lies between times 999 and 1000"):
-        schedule(np.asarray([3.0, 999.001]))
-    with pytest.raises(ValueError, match=r"no level lies between log-SNR .* and -inf"):
-        schedule.at(schedule.logsnr[-2] - 1)
-    assert schedule(np.asarray([998.5, 999.0, 1000.0])).alpha[-1] == 0
-    assert schedule.at(-math.inf).time == 1000
-
-
-@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR()])
-def test_times_outside_are_named(schedule):
-    """A time outside the ends, and one that is not a number, is an error that says which."""
-    for bad in (-0.5, schedule.ends[1] + 0.25, math.nan):
-        with pytest.raises(ValueError, match=rf"time must lie within \[0, 10*\], but is {bad}"):
-            schedule(bad)
-        with pytest.raises(ValueError, match=rf"but is {bad}"):
-            schedule(np.asarray([1.0, bad]))
-
-
-@pytest.mark.parametrize("schedule", [linear(), LinearLogSNR()])
-@pytest.mark.parametrize("bad", [-50.0, math.nan])
-def test_log_snrs_outside_are_named(schedule, bad):
-    """`at` below the noisiest level, or of what is not a number, says which value."""
-    with pytest.raises(ValueError, match=rf"logsnr must lie within \[.*\], but is {bad}"):
-        schedule.at(np.asarray([0.0, bad]))
-
-
-def test_log_snr_above_the_cleanest_is_named():
-    """`at` above the cleanest level says which value, not merely the first."""
-    with pytest.raises(ValueError, match=r"within \[-5\.0, 13\.3\], but is 20\.0"):
-        LinearLogSNR().at(np.asarray([0.0, 20.0]))
-
-
-# Continuous schedules ---------------------------------------------------------------------------
-
-
 @given(st.floats(1e-6, 1), st.floats(0.01, 1), st.floats(1, 30))
 def test_vp_is_of_song_et_al(time, low, high):
     """α = exp(-t² (β_max - β_min) / 4 - t β_min / 2), σ² = 1 - α² (Song et al. 2021, Eq. 33)."""
@@ -362,70 +249,6 @@ def test_linear_log_snr_has_equal_steps(time, clean, noisy):
     assert math.isclose(schedule(1.0).logsnr, noisy)
     got = schedule(time).logsnr + schedule(1 - time).logsnr
     assert math.isclose(got, clean + noisy, abs_tol=8 * EPS * 30)
-
-
-# Draws ------------------------------------------------------------------------------------------
-
-
-def test_draws_are_uniform_over_the_times():
-    """Every t of 1 .. T has the same share of [0, 1): midpoints of T cells hit each once."""
-    for T in [*range(1, 65), 127, 999, 1000, 1024, 4000, 5000]:
-        schedule = linear(T, rescale=False)
-        for dtype in (np.float64, np.float32):
-            u = ((np.arange(T) + 0.5) / T).astype(dtype)
-            np.testing.assert_array_equal(draw(schedule, u).time, np.arange(T, 0, -1))
-
-
-def test_draws_at_the_borders_of_cells():
-    """u = k / T is T - k, or its neighbour where the quotient was rounded down."""
-    for T in (1, 2, 3, 10, 49, 1000, 5000):
-        k = np.arange(T)
-        over = draw(linear(T, rescale=False), k / T).time - (T - k)
-        assert np.all((over == 0) | ((over == 1) & (k > 0)))
-        if T & (T - 1) == 0:
-            assert not over.any()
-
-
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_clean_data_is_never_drawn(dtype):
-    """The largest u below 1 is time 1, and so is one that was rounded to 1; for T up to 5000."""
-    u = np.asarray([0.0, np.nextafter(dtype(1), dtype(0)), 1.0], dtype)
-    for T in range(1, 5001):
-        # A schedule of T levels whose table costs nothing to make.
-        schedule = object.__new__(Discrete)
-        object.__setattr__(schedule, "logsnr", _Falling(T))
-        assert np.array_equal(_times(schedule, u), [T, 1, 1]), T
-    for schedule in (VP(), LinearLogSNR()):
-        time = draw(schedule, u[:2]).time
-        assert time[0] == 1
-        assert 0 < time[1] <= EPS + np.finfo(dtype).eps
-
-
-class _Falling:
-    """A table of T + 1 log-SNRs of which only the length is asked."""
-
-    def __init__(self, T):
-        self.T = T
-
-    def __len__(self):
-        return self.T + 1
-
-
-def _times(schedule, u):
-    """What `draw` asks a schedule for."""
-    asked = []
-
-    class Recorder(Discrete):
-        def __call__(self, time, dtype=None):
-            asked.append(time)
-
-    recorder = object.__new__(Recorder)
-    object.__setattr__(recorder, "logsnr", schedule.logsnr)
-    draw(recorder, u)
-    return asked[0]
-
-
-# Errors -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -466,6 +289,33 @@ def test_bad_tables_are_named(make, bad, message):
 
 
 @pytest.mark.parametrize("make", NAMED)
+@pytest.mark.parametrize("T", [10**6 + 1, 10**12])
+def test_lengths_that_fill_the_memory_are_refused(make, T):
+    """T is at most 10^6; nothing of its size is made before that is known."""
+    with pytest.raises(ValueError, match=f"T must be at most 1000000, but is {T}"):
+        make(T)
+
+
+def test_tables_that_fill_the_memory_are_refused():
+    """So are betas and ᾱ of more than 10^6 steps, and log-SNRs."""
+    many = np.broadcast_to(0.5, (10**6 + 1,))
+    for make in (from_betas, from_alpha_bars):
+        with pytest.raises(ValueError, match="T must be at most 1000000, but is 1000001"):
+            make(many)
+    with pytest.raises(ValueError, match="T must be at most 1000000, but is 1000001"):
+        Discrete(np.append(many, 0.0))
+
+
+@pytest.mark.parametrize("make", [*NAMED, VP, LinearLogSNR, lambda: zero_terminal_snr(linear())])
+def test_schedules_pickle(make):
+    """A schedule that was pickled, as for another process, is the same."""
+    schedule = make()
+    again = pickle.loads(pickle.dumps(schedule))
+    assert again == schedule
+    assert hash(again) == hash(schedule)
+
+
+@pytest.mark.parametrize("make", NAMED)
 @pytest.mark.parametrize("T", [0, -3, 2.5])
 def test_bad_lengths_are_named(make, T):
     """T is an integer of at least 1."""
@@ -478,8 +328,11 @@ def test_bad_lengths_are_named(make, T):
     [
         (lambda: cosine(9, s=-0.1), "s must not be negative, but is -0.1"),
         (lambda: cosine(9, max_beta=-1.0), r"betas\[0\] = -1\.0"),
-        (lambda: alphabar_sigmoid(9, start=3.0), r"start < end .* got 3\.0, 3\.0"),
-        (lambda: alphabar_sigmoid(9, width=0.0), r"width > 0 must hold, got -3\.0, 3\.0 and 0\.0"),
+        (lambda: alphabar_sigmoid(9, start=3.0), r"start < end .* they are 3\.0, 3\.0"),
+        (
+            lambda: alphabar_sigmoid(9, width=0.0),
+            r"width > 0 must hold, but they are -3\.0, 3\.0 and 0\.0",
+        ),
         (lambda: zero_terminal_snr(from_betas([0.1])), "one step cannot both keep alpha_1"),
         (lambda: VP(0.0, 20.0), r"beta_min <= beta_max must hold, but they are 0\.0 and 20\.0"),
         (lambda: VP(3.0, 2.0), r"they are 3\.0 and 2\.0"),

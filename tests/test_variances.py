@@ -34,9 +34,6 @@ def exact_variance(c, t, s):
     return ddpm.GaussianOracle(np.zeros(len(c)), c).reverse(np.zeros((1, len(c))), t, s).var[0]
 
 
-# optimal. ---------------------------------------------------------------------------------------
-
-
 @given(pair=pairs, log_c=log_c)
 def test_optimal_is_the_exact_variance(pair, log_c):
     """β̃ + (α_s τ)² c σ_t² / V_t = τ σ_t² V_s / V_t, the variance of q(x_s | x_t) of N(0, c)."""
@@ -137,10 +134,10 @@ def test_ancestral_takes_the_optimal_variance(schedule, c, data, seed):
 
 @given(pair=pairs, c=directions, arrays=strategies.normals((2, 3), count=2))
 def test_optimal_per_coordinate(pair, c, arrays):
-    """Errors (1, *D), one per coordinate, make `reverse` the exact kernel of independent ones."""
+    """Errors (*D), one per coordinate, make `reverse` the exact kernel of independent ones."""
     (x, z), (t, s) = arrays, pair
     oracle = ddpm.GaussianOracle(np.zeros(3), c)
-    kernel = ddpm.reverse(oracle, ddpm.optimal(lambda t: oracle.error(t)[None]))(x, t, s)
+    kernel = ddpm.reverse(oracle, ddpm.optimal(oracle.error))(x, t, s)
     exact = oracle.reverse(x, t, s)
     rtol = 64 * EPS * rounding(t, s)
     np.testing.assert_allclose(kernel.var, exact.var, rtol=rtol)
@@ -168,9 +165,6 @@ def test_into_clean_data_there_is_no_variance(pair, c):
     assert kernel.var == 0
     np.testing.assert_array_equal(kernel.reparameterise(x), oracle(x, pair[0]))
     assert variance(pair[0], clean) == pytest.approx(math.exp(c), rel=4 * EPS)
-
-
-# The learned range. -----------------------------------------------------------------------------
 
 
 def network(v, schedule):
@@ -263,6 +257,37 @@ def test_learned_range_needs_v():
             ddpm.learned_range(predict, 1.0)(np.ones((1, 2)), schedule(2), schedule(1))
 
 
+class Guided:
+    """A denoiser of one's own around another, with a method `both`."""
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    def __call__(self, x_t, t, **cond):
+        return self.both(x_t, t, **cond)[0]
+
+    def both(self, x_t, t, **cond):
+        x_0, v = self.inner.both(x_t, t, **cond)
+        return 2 * x_0, v
+
+
+def test_clip_passes_on_the_variance_of_any_denoiser():
+    """clip(clip(P)) and clip(an object with `both`) have the v of the network."""
+    schedule = ddpm.linear()
+    x, t, s = np.ones((2, 3)), schedule(700), schedule(350)
+    predict = network(0.3, schedule)
+    wanted = ddpm.learned_range(predict, 1.0)(x, t, s).var
+    for wrapped in (ddpm.clip(ddpm.clip(predict), -2, 2), ddpm.clip(Guided(predict), -2, 2)):
+        assert np.all(wrapped.both(x, t)[0] == wrapped(x, t))
+        np.testing.assert_array_equal(ddpm.learned_range(wrapped, 1.0)(x, t, s).var, wanted)
+
+
+def test_learned_range_names_what_has_no_variance():
+    """A function has no method `both`."""
+    with pytest.raises(TypeError, match=r"a Predictor with variance=True, .* is a Python function"):
+        ddpm.learned_range(lambda x, t: x, 1.0)
+
+
 @given(x=strategies.normals((2, 3)), v=st.floats(-1, 1), time=st.integers(2, 1000))
 def test_clip_keeps_v(x, v, time):
     """clip(predict) has the mean of the clipped x_0 and the variance of the network."""
@@ -274,9 +299,6 @@ def test_clip_keeps_v(x, v, time):
     np.testing.assert_array_equal(clipped.var, plain.var)
     x_0 = np.minimum(np.maximum(predict(x, t), -0.5), 0.25)
     np.testing.assert_array_equal(clipped.mean, ddpm.q_posterior(x_0, x, t, s).mean)
-
-
-# The decoder's variance. ------------------------------------------------------------------------
 
 
 @given(betas=strategies.betas().filter(lambda b: len(b) > 1))
@@ -312,14 +334,42 @@ def test_decoder_variance_needs_a_second_step(schedule):
         kernels.decoder_variance(schedule)
 
 
-def test_optimal_errors_of_coordinates_with_a_level_per_sample():
-    """Per-coordinate errors and levels (B,) give each sample the variance it has alone."""
+@pytest.mark.parametrize("shape", [(2,), (3,), (2, 3), (1, 2, 2)])
+@pytest.mark.parametrize("B", [1, 2, 3])
+def test_optimal_errors_are_per_coordinate_never_per_sample(shape, B):
+    """As many coordinates as samples, fewer or more, of vectors or images: the exact kernel."""
+    rng = np.random.default_rng(B)
+    oracle = ddpm.GaussianOracle(rng.standard_normal(shape), np.exp(rng.uniform(-3, 3, shape)))
+    kernel = ddpm.reverse(oracle, ddpm.optimal(oracle.error))
+    x, schedule = rng.standard_normal((B, *shape)), ddpm.linear()
+    assert oracle.error(schedule(500)).shape == shape
+    assert oracle.error(schedule(np.arange(1, 5))).shape == (4, *shape)
+    times = np.arange(B) + 500
+    for t, s in ((schedule(500), schedule(250)), (schedule(times), schedule(times // 2))):
+        divergence = ddpm.kl(oracle.reverse(x, t, s), kernel(x, t, s))
+        np.testing.assert_allclose(divergence, np.zeros(B), rtol=0, atol=1e-12)
+
+
+def test_optimal_errors_of_a_level_per_sample():
+    """Per-coordinate errors (B, *D) at levels (B,) give each sample the variance it has alone."""
     schedule = ddpm.linear()
-    error = np.array([[0.1, 0.2, 0.3]])
-    kernel = ddpm.reverse(lambda x, t: x, ddpm.optimal(lambda t: error))
+    oracle = ddpm.GaussianOracle(np.zeros(3), np.array([0.1, 1.0, 9.0]))
+    kernel = ddpm.reverse(lambda x, t: x, ddpm.optimal(oracle.error))
     for times in ([500, 100, 2], [500, 100]):  # as many samples as coordinates, and fewer
         x, earlier = np.ones((len(times), 3)), np.array(times) // 2
         var = kernel(x, schedule(np.array(times)), schedule(earlier)).var
         for i, (time, before) in enumerate(zip(times, earlier, strict=True)):
             alone = kernel(x[:1], schedule(time), schedule(int(before))).var
-            np.testing.assert_allclose(var[i : i + 1], alone, rtol=8 * np.finfo(float).eps)
+            np.testing.assert_allclose(var[i : i + 1], alone, rtol=64 * EPS)
+
+
+def test_optimal_takes_the_error_of_a_torch_batch():
+    """An error per coordinate is of the host, and meets x of another library."""
+    torch = pytest.importorskip("torch")
+    oracle = ddpm.GaussianOracle(np.zeros(2), np.array([0.01, 4.0]))
+    x, t, s = np.ones((2, 2), np.float32), ddpm.linear()(500), ddpm.linear()(250)
+    kernel = ddpm.reverse(oracle, ddpm.optimal(oracle.error))
+    z = np.float32([[1, -1], [0.5, 2]])
+    drawn = kernel(torch.asarray(x), t, s).reparameterise(torch.asarray(z))
+    wanted = oracle.reverse_sample(x, z, t, s)
+    np.testing.assert_allclose(drawn, wanted, rtol=0, atol=1e-6)

@@ -1,7 +1,7 @@
 """Noise schedules: functions from a time to a noise level.
 
-A schedule is an immutable, hashable object. Its tables are float64 on the host and are finished
-there; arrays of the device are made from them last, in the dtype that was asked for.
+A schedule is immutable and hashable. Its numbers are computed on the host, in float64; a level of
+device times is looked up in them in float32 or wider, and cast to its dtype last.
 """
 
 from ddpm_core.schedules.continuous import VP, LinearLogSNR

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import is_numpy_array
 
 from ddpm_core.arrays import expm1, is_number, log, log_sigmoid
 from ddpm_core.levels import Level, from_logsnr
-from ddpm_core.schedules.protocol import check_within, first_bad
+from ddpm_core.schedules.protocol import cast_last, device_times, first_bad, host_times
 from ddpm_core.typing import Scalar
 
 
@@ -29,21 +29,19 @@ class _Continuous:
         raise NotImplementedError
 
     def __call__(self, time: Scalar, dtype: Any = None) -> Level:
+        times = host_times(time, self.ends)
+        if times is None:
+            xp, times, dtype = device_times(time, dtype)
+            return cast_last(xp, from_logsnr(self._logsnr(times), times), dtype)
         if is_number(time):
-            check_within(np.asarray(float(time)), self.ends)
-            time = float(time)
-        elif is_numpy_array(time) or isinstance(time, (list, tuple)):
-            time = np.asarray(time, dtype=np.float64)
-            check_within(time, self.ends)
-        elif dtype is not None:
-            time = array_namespace(time).astype(time, dtype)
-        return from_logsnr(self._logsnr(time), time)
+            times = float(time)
+        return from_logsnr(self._logsnr(times), times)
 
     def at(self, logsnr: Scalar) -> Level:
         wanted = np.asarray(logsnr, dtype=np.float64)
         lowest = float(self._logsnr(self.ends[1]))
         highest = float(self._logsnr(self.ends[0]))
-        # One rounding of the round trip logsnr -> time -> logsnr, at either end.
+        # What the round trip logsnr -> time -> logsnr may round past an end.
         slack = 1e-12 * max(1.0, abs(lowest))
         bad = ~((wanted >= lowest - slack) & (wanted <= highest + slack))
         if np.any(bad):
@@ -62,7 +60,7 @@ class VP(_Continuous):
 
     log ᾱ(t) = -β_min t - (β_max - β_min) t² / 2, so that log-SNR = -log(exp(-log ᾱ) - 1)
 
-    The limit of `linear` for many steps. Time 0 is clean data.
+    It is the limit of `linear` for many steps. Time 0 is clean data.
 
     >>> VP()(0.0).logsnr, round(VP()(1.0).alpha, 6)
     (inf, 0.006572)
@@ -105,7 +103,7 @@ class LinearLogSNR(_Continuous):
 
     λ(t) = clean + (noisy - clean) t
 
-    Time 0 is not clean data but the level `clean`, on which such a model's decoder stands.
+    Time 0 is not clean data but the level `clean`, from which such a model decodes.
 
     >>> LinearLogSNR()(0.5).logsnr
     4.15

@@ -1,4 +1,4 @@
-"""The schedules over integer times of Ho et al. 2020."""
+"""Schedules over the integer times of Ho et al. 2020."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import array_namespace
 
-from ddpm_core.arrays import astype, device_of, is_number, log_sigmoid, logit_of_log
+from ddpm_core.arrays import device_of, is_number, log_sigmoid, logit_of_log
 from ddpm_core.levels import Level, from_logsnr
-from ddpm_core.schedules.protocol import check_within, first_bad
+from ddpm_core.schedules.protocol import cast_last, device_times, first_bad, host_times
 from ddpm_core.typing import Array, Scalar
+
+#: The most noisy levels of a schedule: a thousand times those of any published model.
+MAX_T = 10**6
 
 
 @dataclass(frozen=True)
 class Discrete:
     """A schedule over the integer times 0 .. T of Ho et al. 2020, where 0 is clean data.
 
-    logsnr: T + 1 values, +inf first, strictly falling; the last may be -inf (no data is left)
+    logsnr: T + 1 numbers, T at most 10^6, +inf first, strictly falling; the last may be -inf (no
+        data is left)
 
-    A fractional time means what it means for a constant rate of noise inside each step: log ᾱ is
-    linear in time between two integers. It is finite on (0, T] and has a closed-form inverse.
+    Between two integer times log ᾱ is linear in time, as for a constant rate of noise. So it is
+    finite on (0, T] and has a closed-form inverse.
 
     >>> from ddpm_core import linear
     >>> schedule = linear(1000)
@@ -38,6 +42,7 @@ class Discrete:
         values = np.asarray(self.logsnr, dtype=np.float64)
         if values.ndim != 1 or values.size < 2:
             raise ValueError(f"logsnr must be T + 1 >= 2 numbers, but has shape {values.shape}")
+        check_T(values.size - 1)
         if values[0] != math.inf:
             raise ValueError(f"logsnr[0] is clean data and must be inf, but is {values[0]}")
         fall = values[1:] < values[:-1]
@@ -69,17 +74,15 @@ class Discrete:
         return 0.0, float(self.T)
 
     def __call__(self, time: Scalar, dtype: Any = None) -> Level:
-        if is_number(time):
-            if 0 <= time <= self.T and time == int(time):
-                return from_logsnr(self.logsnr[int(time)], float(time))
-            level = self._host(np.asarray(time, dtype=np.float64))
-            return level.map(float)
-        if is_numpy_array(time) or isinstance(time, (list, tuple)):
-            return self._host(np.asarray(time, dtype=np.float64))
-        return self._device(time, dtype)
+        if is_number(time) and 0 <= time <= self.T and time == int(time):
+            return from_logsnr(self.logsnr[int(time)], float(time))
+        times = host_times(time, self.ends)
+        if times is None:
+            return self._device(time, dtype)
+        level = self._host(times)
+        return level.map(float) if is_number(time) else level
 
     def _host(self, time: Array) -> Level:
-        check_within(time, self.ends)
         table = np.asarray(self.logsnr)
         below = np.minimum(np.floor(time).astype(np.int64), self.T - 1)
         part = time - below
@@ -89,40 +92,35 @@ class Discrete:
                 f"alpha at {self.T} is 0, and log alpha cannot be interpolated to it"
             )
         log_abar = log_sigmoid(table)
-        with np.errstate(invalid="ignore"):  # 0 * inf at a last level without data, not selected
+        with np.errstate(invalid="ignore"):  # 0 times inf at a last level without data; not used
             between = log_abar[below] + part * (log_abar[below + 1] - log_abar[below])
         exact = np.where(part == 1, table[below + 1], table[below])
         logsnr = np.where((part == 0) | (part == 1), exact, logit_of_log(between))
         return from_logsnr(logsnr, time)
 
     def _device(self, time: Array, dtype: Any) -> Level:
-        xp = array_namespace(time)
+        whole = array_namespace(time).isdtype(time.dtype, "integral")
+        xp, label, dtype = device_times(time, dtype)
         place = device_of(xp, time)
-        if xp.isdtype(time.dtype, "integral"):
-            dtype = xp.float32 if dtype is None else dtype
-            index = xp.reshape(time, (-1,))
-            logsnr = xp.take(xp.asarray(self.logsnr, dtype=dtype, **place), index, axis=0)
-            logsnr = xp.reshape(logsnr, time.shape)
-            return from_logsnr(logsnr, xp.astype(time, dtype))
-        dtype = time.dtype if dtype is None else dtype
-        time = astype(xp, time, dtype)
-        index = xp.clip(xp.floor(time), 0.0, float(self.T - 1))
-        part = time - index
-        index = xp.reshape(xp.astype(index, xp.int32), (-1,))
+        floor = time if whole else xp.clip(xp.floor(label), 0.0, float(self.T - 1))
+        index = xp.reshape(xp.astype(floor, xp.int32), (-1,))
         host = np.asarray(self.logsnr)
 
         def take(values: Any) -> Array:
-            table = xp.asarray(values.tolist(), dtype=dtype, **place)
+            table = xp.asarray(values.tolist(), dtype=label.dtype, **place)
             return xp.reshape(xp.take(table, index, axis=0), time.shape)
 
+        if whole:
+            return cast_last(xp, from_logsnr(take(host), label), dtype)
+        part = label - floor
         below, above = take(host[:-1]), take(host[1:])
         log_abar = take(log_sigmoid(host)[:-1])
         slope = take(np.diff(log_sigmoid(host)))
-        # At an integer time the middle is not used, but must not be 0 times inf or log 0 either.
+        # At an integer time `between` is not used, but must be neither 0 times inf nor log 0.
         inside = xp.where((part == 0) | (part == 1), xp.full_like(part, 0.5), part)
         between = logit_of_log(log_abar + inside * slope)
         logsnr = xp.where(part == 0, below, xp.where(part == 1, above, between))
-        return from_logsnr(logsnr, time)
+        return cast_last(xp, from_logsnr(logsnr, label), dtype)
 
     def at(self, logsnr: Scalar) -> Level:
         scalar = is_number(logsnr)
@@ -151,7 +149,7 @@ def from_betas(betas: Any) -> Discrete:
 
     betas: T numbers in (0, 1)
 
-    log ᾱ is a sum of log1p(-β), and 1 - ᾱ is never a subtraction.
+    log ᾱ is a sum of log1p(-β), and 1 - ᾱ is computed without a subtraction.
 
     >>> from_betas([0.1, 0.5])(2).alpha ** 2
     0.45
@@ -190,8 +188,15 @@ def from_alpha_bars(alpha_bars: Any) -> Discrete:
         return Discrete((math.inf, *(np.log(values) - np.log1p(-values)).tolist()))
 
 
+def check_T(T: Any) -> None:
+    """ValueError above 10^6 levels: such a T is a mistake, and its table would fill the memory."""
+    if T > MAX_T:
+        raise ValueError(f"T must be at most {MAX_T}, but is {T}")
+
+
 def _host_table(name: str, values: Any) -> Array:
     table = np.array(values, dtype=np.float64)
     if table.ndim != 1 or table.size == 0:
         raise ValueError(f"{name} must be T >= 1 numbers, but has shape {table.shape}")
+    check_T(table.size)
     return table

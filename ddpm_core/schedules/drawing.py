@@ -1,51 +1,57 @@
-"""Training levels: drawn evenly, or as often as their losses matter."""
+"""Training levels: drawn uniformly, or in proportion to their losses."""
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, is_numpy_array
 
 from ddpm_core.arrays import widen
 from ddpm_core.levels import Level
 from ddpm_core.schedules.discrete import Discrete
-from ddpm_core.schedules.protocol import Schedule
+from ddpm_core.schedules.protocol import Schedule, first_bad
 from ddpm_core.typing import Array
 
 
 def draw(schedule: Schedule, u: Array) -> Level:
     """Training levels for uniform numbers: t ~ Uniform{1 .. T}, or uniform over (clean, noisiest].
 
-    u: (B,), uniform in [0, 1); the level has its library, device and dtype, or is float64 on the
-        host where u is a NumPy array
+    u: (B,), uniform in [0, 1), of any library; the level has its library, device and dtype, but
+        float64 for a NumPy array
 
-    Clean data is never drawn.
+    Clean data is never drawn. ValueError if a NumPy u lies outside.
 
     >>> from ddpm_core import linear
     >>> draw(linear(1000), np.array([0.0, 0.5, 0.999])).time
     array([1000.,  500.,    1.])
     """
     xp = array_namespace(u)
-    u = widen(xp, u)  # in bfloat16, 1000 levels would be about 250
+    if is_numpy_array(u):
+        _check_uniform(u)
+    u = widen(xp, u)  # of 1000 times, bfloat16 would reach about 250
     clean, noisiest = schedule.ends
+    # A u below 1 that was cast to a narrower dtype may be 1, and its product with T may be T.
     if isinstance(schedule, Discrete):
-        # A u that was cast down to float32 may be 1: hence the minimum.
         back = xp.minimum(xp.floor(u * noisiest), xp.full_like(u, noisiest - 1))
         return schedule(noisiest - back)
-    return schedule(noisiest - u * (noisiest - clean))
+    below_1 = 1 - float(xp.finfo(u.dtype).eps) / 2
+    return schedule(noisiest - xp.minimum(u, xp.full_like(u, below_1)) * (noisiest - clean))
 
 
-# Importance sampling (Nichol & Dhariwal 2021, section 3.3). --------------------------------------
-#
-# The bound's terms differ by orders of magnitude over t. Drawing t in proportion to the root mean
-# square of its last losses, and dividing by that probability, leaves the mean what it was and
-# lowers its variance. The state is two arrays of the host and every function is pure: processes
-# that record the same gathered losses in the same order hold the same state.
+def _check_uniform(u: Array) -> None:
+    bad = ~((u >= 0) & (u <= 1))
+    if np.any(bad):
+        raise ValueError(f"u must lie within [0, 1), but is {first_bad(u, bad):g}")
 
 
 class Losses(NamedTuple):
-    """The last K losses at each of the times 1 .. T.
+    """The last K losses at each of the times 1 .. T: the state of importance sampling.
+
+    The bound's terms differ by orders of magnitude over t. Drawing t in proportion to the root mean
+    square of its last losses, and dividing the loss by that probability, keeps its mean and lowers
+    its variance (Nichol & Dhariwal 2021, section 3.3). Every function of the state is pure:
+    processes that record the same gathered losses in the same order hold the same state.
 
     values: (T, K) float64, as a ring
     count: (T,) integers, how many were ever recorded
@@ -63,19 +69,24 @@ def no_losses(T: int, K: int = 10) -> Losses:
 
 
 def recorded(state: Losses, times: Any, losses: Any) -> Losses:
-    """The state after the losses (N,) at integer times (N,) within 1 .. T, in their order.
+    """The state after losses (N,) at integer times (N,) within 1 .. T, recorded in their order.
 
-    Under several processes, gather times and losses first, and record them all in each.
+    Several processes gather their times and losses first, and each records all of them.
     """
     times, losses = np.asarray(times), np.asarray(losses, dtype=np.float64)
     values, count = state.values.copy(), state.count.copy()
     T, K = values.shape
     if times.ndim != 1 or times.shape != losses.shape:
-        raise ValueError(f"times {times.shape} and losses {losses.shape} must be (N,), one a time")
-    if not np.all((times >= 1) & (times <= T) & (times == np.floor(times))):
-        raise ValueError(f"times must be integers within 1 .. {T}")
+        raise ValueError(f"times {times.shape} and losses {losses.shape} must both be (N,)")
+    bad = ~((times >= 1) & (times <= T) & (times == np.floor(times)))
+    if bad.any():
+        raise ValueError(
+            f"times must be integers within 1 .. {T}, but one is {first_bad(times, bad):g}"
+        )
     if not np.isfinite(losses).all():
-        raise ValueError("losses must be finite")
+        raise ValueError(
+            f"losses must be finite, but one is {first_bad(losses, ~np.isfinite(losses)):g}"
+        )
     for time, loss in zip(times.astype(int) - 1, losses, strict=True):
         values[time, count[time] % K] = loss
         count[time] += 1
@@ -83,7 +94,7 @@ def recorded(state: Losses, times: Any, losses: Any) -> Losses:
 
 
 def probabilities(state: Losses, uniform: float = 1e-3) -> Array:
-    """How often each of the times 1 .. T is drawn: (T,), positive, of sum 1.
+    """The probability of each of the times 1 .. T: (T,), positive.
 
     p_t = (1 - uniform) sqrt(mean of loss²) / Σ + uniform / T, and 1 / T until every time has K
     losses (their Eq. 18).
@@ -98,12 +109,14 @@ def probabilities(state: Losses, uniform: float = 1e-3) -> Array:
 
 
 def draw_important(state: Losses, u: Any, uniform: float = 1e-3) -> tuple[Array, Array]:
-    """Times (B,) of 1 .. T, and the weights (B,) that keep the mean loss what it is: 1 / (T p_t).
+    """Times (B,) within 1 .. T, and weights (B,) of their losses, 1 / (T p_t), that keep the mean.
 
     u: (B,), uniform in [0, 1)
     """
+    share = cast(Array, np.asarray(u, dtype=np.float64))
+    _check_uniform(share)
     p = probabilities(state, uniform)
     edges = np.cumsum(p)
-    index = np.searchsorted(edges / edges[-1], np.asarray(u, dtype=np.float64), side="right")
+    index = cast(Array, np.searchsorted(edges / edges[-1], share, side="right"))
     index = np.minimum(index, len(p) - 1)
     return index + 1, 1 / (len(p) * p[index])

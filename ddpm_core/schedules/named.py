@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from ddpm_core.arrays import log_sigmoid
-from ddpm_core.schedules.discrete import Discrete, from_betas
+from ddpm_core.schedules.discrete import Discrete, check_T, from_betas
 from ddpm_core.typing import Array
 
 
@@ -18,7 +18,7 @@ def linear(
 
     rescale: for any other T, True multiplies β by 1000 / T, so that ᾱ_T stays about the same (the
         code of Nichol & Dhariwal 2021; needs T > 20), and False keeps the betas as they are. The
-        two are different processes under one name, so there is no default.
+        two are different processes, so there is no default
     """
     _check_T(T)
     if T != 1000 and rescale is None:
@@ -39,7 +39,7 @@ def linear(
 def quadratic(T: int = 1000, *, beta_1: float = 1e-4, beta_T: float = 0.02) -> Discrete:
     """sqrt(β) linear in time (the "quad" schedule of the code of Ho et al. 2020).
 
-    The betas are not rescaled: with fewer steps than 1000, more of the data is left at the end.
+    The betas do not depend on T: with fewer steps than 1000, more of the data is left at the end.
     """
     _check_T(T)
     _check_ends(beta_1, beta_T)
@@ -54,7 +54,7 @@ def scaled_linear(T: int = 1000, *, beta_1: float = 0.00085, beta_T: float = 0.0
 def cosine(T: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> Discrete:
     """ᾱ(t) ∝ cos²((t/T + s) / (1 + s) · π/2), β at most 0.999 (Nichol & Dhariwal 2021, Eq. 17).
 
-    1 - cos² b / cos² a is taken as sin(b - a) sin(b + a) / cos² a, which does not cancel.
+    1 - cos² b / cos² a is computed as sin(b - a) sin(b + a) / cos² a, which does not cancel.
     """
     _check_T(T)
     if s < 0:
@@ -68,7 +68,7 @@ def cosine(T: int = 1000, *, s: float = 0.008, max_beta: float = 0.999) -> Discr
 def beta_sigmoid(T: int = 1000, *, beta_1: float = 1e-4, beta_T: float = 0.02) -> Discrete:
     """β = β_1 + (β_T - β_1) sigmoid(u), u linear from -6 to 6 (the form of Xu et al. 2022).
 
-    The ends are those of `linear`, and are not rescaled with T; GeoDiff itself has others.
+    β_1 and β_T are those of `linear`, whatever T is; Xu et al. use others.
     """
     _check_T(T)
     _check_ends(beta_1, beta_T)
@@ -88,11 +88,13 @@ def alphabar_sigmoid(
     """
     _check_T(T)
     if not start < end or width <= 0:
-        raise ValueError(f"start < end and width > 0 must hold, got {start}, {end} and {width}")
+        raise ValueError(
+            f"start < end and width > 0 must hold, but they are {start}, {end} and {width}"
+        )
     a, b = start / width, end / width
     u = np.linspace(a, b, T + 1)[1:]
-    # σ(p) - σ(q) = sinh((p - q) / 2) / (2 cosh(p / 2) cosh(q / 2)), so that cosh(u / 2) cancels
-    # between ᾱ and 1 - ᾱ, and neither is a subtraction.
+    # σ(p) - σ(q) = sinh((p - q) / 2) / (2 cosh(p / 2) cosh(q / 2)): in ᾱ / (1 - ᾱ) cosh(u / 2)
+    # cancels, and no two numbers are subtracted.
     with np.errstate(divide="ignore"):
         falling = _log_sinh((b - u) / 2) - _log_sinh((u - a) / 2)
     logsnr = falling + _log_cosh(a / 2) - _log_cosh(b / 2)
@@ -114,7 +116,7 @@ def _log_cosh(x: float) -> float:
 
 
 def zero_terminal_snr(schedule: Discrete) -> Discrete:
-    """sqrt(ᾱ) shifted and scaled so that ᾱ_T = 0 and ᾱ_1 stays (Lin et al. 2024, Algorithm 1).
+    """The schedule with sqrt(ᾱ) shifted and scaled: ᾱ_T = 0, ᾱ_1 kept (Lin et al. 2024, Alg. 1).
 
     A network that predicts eps cannot be read where alpha = 0; use v.
 
@@ -137,6 +139,7 @@ def zero_terminal_snr(schedule: Discrete) -> Discrete:
 def _check_T(T: int) -> None:
     if not hasattr(T, "__index__") or T < 1:
         raise ValueError(f"T must be an integer of at least 1, but is {T}")
+    check_T(T)
 
 
 def _check_ends(beta_1: float, beta_T: float) -> None:

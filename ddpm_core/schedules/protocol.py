@@ -5,7 +5,9 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import numpy as np
+from array_api_compat import array_namespace
 
+from ddpm_core.arrays import astype, is_half, on_host, widen
 from ddpm_core.levels import Level
 from ddpm_core.typing import Array, Scalar
 
@@ -21,17 +23,50 @@ class Schedule(Protocol):
     def __call__(self, time: Scalar, dtype: Any = None) -> Level:
         """The level at a time.
 
-        time: a number of the host gives Python floats, a NumPy array or a sequence float64 arrays;
-            both are checked to lie within `ends`. An array of another library keeps its library,
-            device and dtype and is not checked.
-        dtype: of the level, where time is an array of another library; by default that of time,
-            or float32 where time is of integers
+        time: a number gives a level of Python floats; a NumPy array, a list or a tuple one of
+            float64 arrays; they must lie within `ends`. For an array of another library the level
+            has its library and device, and its values are not checked
+        dtype: of the level of an array of another library; by default that of time, or float32
+            for integers. A level in half precision is computed in float32, cast last, and keeps
+            its `time` in float32, since bfloat16 cannot represent 999
         """
         ...
 
     def at(self, logsnr: Scalar) -> Level:
-        """The level of a log-SNR of the host; the inverse of the schedule."""
+        """The level with this log-SNR, a number or a NumPy array; the inverse of the schedule."""
         ...
+
+
+def host_times(time: Any, ends: tuple[float, float]) -> Array | None:
+    """Times as a float64 NumPy array, checked to lie within the ends; None for device times."""
+    if isinstance(time, Level):
+        raise TypeError("time must be a number or an array, but is a Level: it needs no schedule")
+    if not (on_host(time) or isinstance(time, (list, tuple))):
+        return None
+    time = np.asarray(time, dtype=np.float64)
+    check_within(time, ends)
+    return time
+
+
+def device_times(time: Array, dtype: Any) -> tuple[Any, Array, Any]:
+    """The library of device times; the times as floats, to look levels up; and the level's dtype.
+
+    The floats are in the dtype that was asked for, but in float32 at least.
+    """
+    xp = array_namespace(time)
+    whole = xp.isdtype(time.dtype, "integral")
+    if dtype is None:
+        dtype = xp.float32 if whole else time.dtype
+    dtype = xp.empty(0, dtype=dtype).dtype  # the dtype that a class like numpy.float32 names
+    if not is_half(dtype):
+        return xp, astype(xp, time, dtype), dtype
+    return xp, xp.astype(time, xp.float32) if whole else widen(xp, time), dtype
+
+
+def cast_last(xp: Any, level: Level, dtype: Any) -> Level:
+    """The level in its dtype, but for its time, which half precision does not hold."""
+    time, *numbers = level
+    return Level(time, *(astype(xp, number, dtype) for number in numbers))
 
 
 def check_within(time: Array, ends: tuple[float, float]) -> None:

@@ -23,7 +23,7 @@ def check_schedule(
     alpha_bars: Any = None,
     terminal_kl: float = 0.01,
 ) -> None:
-    """Checks the laws that a noise schedule obeys; AssertionError says which fail, where, how much.
+    """AssertionError if a noise schedule breaks a law, saying which, at what time, by how much.
 
     Exactly one of:
 
@@ -60,7 +60,7 @@ def check_schedule(
         *_terminal_noise(schedule, terminal_kl),
     ]
     rises = _snr_falls(levels)
-    failures += rises or _posterior(levels)  # a posterior is of a cleaner level
+    failures += rises or _posterior(levels)  # which needs a cleaner level
     if betas is not None and not rises:
         failures += _betas_recovered(levels, np.asarray(betas, dtype=np.float64))
     _report(failures)
@@ -93,7 +93,7 @@ def _snr_falls(levels: Level) -> list[str]:
 
 def _logsnr_agrees(levels: Level) -> list[str]:
     """alpha² = sigmoid(logsnr) and sigma² = sigmoid(-logsnr), relatively."""
-    # The rounding of log-SNR itself, which the exponential turns into a relative error.
+    # log-SNR is rounded, and its exponential has that as a relative error.
     allowed = 8 * _EPS * (1 + np.abs(np.where(np.isinf(levels.logsnr), 0, levels.logsnr)))
     failures: list[str] = []
     for name, value, sign in (("alpha", levels.alpha, 1), ("sigma", levels.sigma, -1)):
@@ -107,7 +107,7 @@ def _inverse(schedule: Schedule, levels: Level) -> list[str]:
     """at(logsnr) is the level that the log-SNR came from."""
     found = schedule.at(levels.logsnr)
     span = abs(schedule.ends[1] - schedule.ends[0])
-    # A time is as sharp as the log-SNR that tells it: its rounding over the slope.
+    # A time found from a log-SNR is off by the rounding of that log-SNR, divided by the slope.
     slope = np.abs(np.gradient(levels.logsnr, levels.time)) if len(levels.time) > 1 else 1.0
     slope = np.where(np.isfinite(slope) & (slope > 0), slope, 1.0)
     allowed = 64 * _EPS * (span + (1 + np.abs(levels.logsnr)) / slope)
@@ -144,7 +144,7 @@ def _posterior(levels: Level) -> list[str]:
     on_x_0, on_x_t = posterior_row(t, s)
     mean = np.abs(on_x_0 + on_x_t * t.alpha - s.alpha)
     var = np.abs(on_x_t**2 * t.sigma**2 + small(t, s) - s.sigma**2)
-    # Each factor is an exponential of log-SNR, and as sharp as that.
+    # Each factor is an exponential of log-SNR, and has its rounding as a relative error.
     allowed = 16 * _EPS * (1 + np.abs(np.where(np.isinf(t.logsnr), 0, t.logsnr)))
     return [
         *_worst("posterior mean: a + b alpha_t = alpha_s", mean, allowed, t),

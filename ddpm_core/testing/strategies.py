@@ -1,7 +1,7 @@
-"""Hypothesis strategies for schedules, levels and data: those that this library's own tests use.
+"""Hypothesis strategies for schedules, levels and data, as this library's own tests use them.
 
-Arrays are drawn with NumPy, from a seed, so that a failure shrinks to a shape and a seed and
-converts to any array library.
+Arrays are NumPy's, drawn from a seed: a failure shrinks to a shape and a seed, and can be
+repeated in any array library.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def betas(draw: st.DrawFn, max_T: int = 200) -> Array:
 
 
 def discrete_schedules(max_T: int = 200) -> st.SearchStrategy[Discrete]:
-    """Discrete schedules: every named one, and random betas."""
+    """Discrete schedules: all named ones, and random betas."""
     T = st.integers(2, max_T)
     makers: list[Callable[[int], Discrete]] = [
         quadratic,
@@ -75,7 +75,7 @@ def schedules(max_T: int = 200, *, zero_terminal: bool = False) -> st.SearchStra
 
 @st.composite
 def grids(draw: st.DrawFn, schedule: Schedule, max_steps: int = 20) -> Array:
-    """Times of a schedule, strictly falling, from any noisy one to its clean end: (n + 1,)."""
+    """Times of a schedule, strictly falling from a noisy one to its clean end: (n + 1,)."""
     clean, noisiest = schedule.ends
     if isinstance(schedule, Discrete):
         count = draw(st.integers(1, min(max_steps, schedule.T)))

@@ -1,17 +1,95 @@
-"""Importance sampling of noise levels, against the law of its own weights and exact grids of u."""
+"""Training levels: uniform draws against exact grids of u, importance sampling against its law."""
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ddpm_core import schedules
-from ddpm_core.schedules import Losses, probabilities
+from ddpm_core import VP, draw, linear, schedules
+from ddpm_core.schedules import Discrete, LinearLogSNR, Losses, probabilities
 
 EPS = np.finfo(np.float64).eps
 uniforms = st.sampled_from([1e-6, 1e-3, 0.1, 1.0])
+
+
+def test_draws_are_uniform_over_the_times():
+    """Every t of 1 .. T has the same share of [0, 1): midpoints of T cells hit each once."""
+    for T in [*range(1, 65), 127, 999, 1000, 1024, 4000, 5000]:
+        schedule = linear(T, rescale=False)
+        for dtype in (np.float64, np.float32):
+            u = ((np.arange(T) + 0.5) / T).astype(dtype)
+            np.testing.assert_array_equal(draw(schedule, u).time, np.arange(T, 0, -1))
+
+
+def test_draws_at_the_borders_of_cells():
+    """u = k / T is T - k, or its neighbour where the quotient was rounded down."""
+    for T in (1, 2, 3, 10, 49, 1000, 5000):
+        k = np.arange(T)
+        over = draw(linear(T, rescale=False), k / T).time - (T - k)
+        assert np.all((over == 0) | ((over == 1) & (k > 0)))
+        if T & (T - 1) == 0:
+            assert not over.any()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_clean_data_is_never_drawn(dtype):
+    """The largest u below 1 is time 1, and so is one that was rounded to 1; for T up to 5000."""
+    u = np.asarray([0.0, np.nextafter(dtype(1), dtype(0)), 1.0], dtype)
+    for T in range(1, 5001):
+        # A schedule of T levels whose table costs nothing to make.
+        schedule = object.__new__(Discrete)
+        object.__setattr__(schedule, "logsnr", _Falling(T))
+        assert np.array_equal(_times(schedule, u), [T, 1, 1]), T
+    for schedule in (VP(), LinearLogSNR()):
+        time = draw(schedule, u[:2]).time
+        assert time[0] == 1
+        assert 0 < time[1] <= EPS + np.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("schedule", [VP(), LinearLogSNR(), linear()], ids=str)
+def test_no_u_of_any_library_draws_clean_data(lib, schedule):
+    """A u that was rounded to 1 is drawn at a noisy time: log-SNR is finite, and below its end."""
+    level = draw(schedule, lib.asarray(np.float32([0.5, 1.0])))
+    if lib.has_values:
+        time, logsnr = (lib.to_numpy(field) for field in level[:2])
+        assert schedule.ends[0] < time[1] <= 1
+        assert np.isfinite(logsnr).all()
+
+
+@pytest.mark.parametrize("bad", [1.2, -0.1, math.nan])
+@pytest.mark.parametrize("schedule", [VP(), linear()], ids=str)
+def test_u_outside_is_named(schedule, bad):
+    """A u of the host that is not uniform in [0, 1) is refused."""
+    with pytest.raises(ValueError, match=rf"u must lie within \[0, 1\), but is {bad}"):
+        draw(schedule, np.asarray([0.5, bad]))
+
+
+class _Falling:
+    """A table of T + 1 log-SNRs of which only the length is asked."""
+
+    def __init__(self, T):
+        self.T = T
+
+    def __len__(self):
+        return self.T + 1
+
+
+def _times(schedule, u):
+    """What `draw` asks a schedule for."""
+    asked = []
+
+    class Recorder(Discrete):
+        def __call__(self, time, dtype=None):
+            asked.append(time)
+
+    recorder = object.__new__(Recorder)
+    object.__setattr__(recorder, "logsnr", schedule.logsnr)
+    draw(recorder, u)
+    return asked[0]
 
 
 @st.composite
@@ -144,14 +222,14 @@ def test_recorded_takes_read_only_arrays():
 @pytest.mark.parametrize(
     ("times", "losses", "message"),
     [
-        ([0], [1.0], r"integers within 1 \.\. 3"),
-        ([4], [1.0], r"integers within 1 \.\. 3"),
-        ([1.5], [1.0], "integers within"),
-        ([np.nan], [1.0], "integers within"),
-        ([1, 2], [1.0], r"times \(2,\) and losses \(1,\) must be \(N,\)"),
-        ([[1]], [[1.0]], r"must be \(N,\)"),
-        ([1], [np.nan], "losses must be finite"),
-        ([1], [np.inf], "losses must be finite"),
+        ([0], [1.0], r"integers within 1 \.\. 3, but one is 0"),
+        ([4], [1.0], r"integers within 1 \.\. 3, but one is 4"),
+        ([1.5], [1.0], "integers within .* but one is 1.5"),
+        ([np.nan], [1.0], "integers within .* but one is nan"),
+        ([1, 2], [1.0], r"times \(2,\) and losses \(1,\) must both be \(N,\)"),
+        ([[1]], [[1.0]], r"must both be \(N,\)"),
+        ([1], [np.nan], "losses must be finite, but one is nan"),
+        ([1], [np.inf], "losses must be finite, but one is inf"),
     ],
 )
 def test_recorded_refuses(times, losses, message):
@@ -170,3 +248,10 @@ def test_uniform_refused(uniform):
 def test_no_losses_refuses(T, K):
     with pytest.raises(ValueError, match=f"T and K must be at least 1, but are {T} and {K}"):
         schedules.no_losses(T, K)
+
+
+@pytest.mark.parametrize("u", [1.2, -0.1, np.nan])
+def test_u_refused(u):
+    """A u outside [0, 1) would be drawn at the last time."""
+    with pytest.raises(ValueError, match=r"u must lie within \[0, 1\), but is"):
+        schedules.draw_important(schedules.no_losses(3), [0.5, u])

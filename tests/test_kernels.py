@@ -1,13 +1,14 @@
-"""The learned reverse kernel, against Ho et al.'s beta forms and exact kernels."""
+"""Reverse kernels, against Ho et al.'s beta forms and exact kernels."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
-from ddpm_core import levels
+from ddpm_core import levels, losses
 from ddpm_core.levels import from_logsnr
 from ddpm_core.testing import strategies
 
@@ -97,3 +98,35 @@ def test_lands_on_clean_data(pair, x):
         kernel = ddpm.reverse(oracle, variance)(x, pair[0], from_logsnr(np.inf, 0.0))
         np.testing.assert_array_equal(kernel.mean, oracle(x, pair[0]))
         assert kernel.var == 0
+
+
+NUMBERS = [int, float, np.int64, np.float32, np.asarray]
+
+
+@pytest.mark.parametrize("kind", NUMBERS, ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("variance", [ddpm.large, ddpm.optimal(lambda t: 0.1)])
+def test_clean_data_is_recognised_whatever_its_numbers(variance, kind):
+    """The last step has variance 0 for times, and for levels, of any kind of host number."""
+    schedule = ddpm.linear()
+    x, kernel = np.ones((2, 3)), ddpm.reverse(lambda x, t: x, variance)
+    t, s = schedule(kind(1)), schedule(kind(0))
+    assert all(type(field) is float for field in (*t, *s))
+    if kind is not int:  # a level of such numbers, which did not come from a schedule
+        t, s = t.map(kind) if kind is np.float32 else t, s.map(np.asarray)
+    assert kernel(x, t, s).var == 0
+    with pytest.raises(ValueError, match="pass decoder_var"):
+        losses.bound(kernel, x, x, t, s)
+
+
+@pytest.mark.parametrize("variance", [ddpm.large, ddpm.optimal(lambda t: 0.1)])
+def test_clean_data_is_recognised_among_others(lib, variance):
+    """At levels (B,), of the host or the device, the samples that end at clean data have 0."""
+    schedule = ddpm.linear()
+    t, s = schedule(np.array([1.0, 500.0, 1.0])), schedule(np.array([0.0, 250.0, 0.0]))
+    x = lib.asarray(np.ones((3, 2), np.float32))
+    wanted = np.float32([0.0, variance(schedule(500), schedule(250)), 0.0])
+    for here in (lambda level: level, lambda level: lib.level(level, lib.xp.float32)):
+        var = ddpm.reverse(lambda x, t: x, variance)(x, here(t), here(s)).var
+        if lib.has_values or isinstance(var, np.ndarray):
+            var = var if isinstance(var, np.ndarray) else lib.to_numpy(var)
+            np.testing.assert_allclose(var, wanted, rtol=1e-5)

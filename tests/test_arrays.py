@@ -1,0 +1,139 @@
+"""Functions of numbers and arrays: the one place that broadcasts, and the checks of arrays."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ddpm_core import arrays
+from ddpm_core.arrays import check_pair, combine, fit, is_number, on_host, where, widen
+from ddpm_core.testing import strategies
+
+EPS = np.finfo(np.float64).eps
+NUMBERS = [2, 2.0, np.float64(2), np.float32(2), np.int64(2), np.asarray(2), np.asarray(2.0)]
+
+
+@given(strategies.shapes(), st.sampled_from([np.float32, np.float64]), st.integers(0, 99))
+def test_fit_is_per_sample(shape, dtype, seed):
+    """A coefficient (B,) times x is each sample times its number, in x's dtype."""
+    rng = np.random.default_rng(seed)
+    c, x = rng.standard_normal(shape[0]), rng.standard_normal(shape).astype(dtype)
+    got = fit(c, x) * x
+    assert got.dtype == dtype
+    assert got.shape == shape
+    for i in range(shape[0]):
+        np.testing.assert_array_equal(got[i], fit(float(c[i]), x[i]) * x[i])
+
+
+@pytest.mark.parametrize("c", [2, 2.0, np.float64(2), np.asarray(2.0), np.asarray(2.0, np.float32)])
+def test_numbers_stay_numbers(c):
+    """A number of any kind is a Python float, which leaves x's dtype alone."""
+    assert type(fit(c, np.ones((2, 3), np.float16))) is float
+    assert (fit(c, np.ones((2, 3), np.float16)) * np.ones(1, np.float16)).dtype == np.float16
+
+
+def test_fit_casts_last():
+    """A float64 coefficient meets float32 data as the nearest float32."""
+    c = np.asarray([Fraction(1, 3), Fraction(2, 3)], dtype=np.float64)
+    got = fit(c, np.ones((2, 5), np.float32))
+    np.testing.assert_array_equal(got[:, 0], [np.float32(1 / 3), np.float32(2 / 3)])
+
+
+@pytest.mark.parametrize("shape", [(3,), (2, 1), (0,)])
+def test_fit_names_the_shapes(shape):
+    """Coefficients that are neither one value nor one per sample are an error."""
+    with pytest.raises(ValueError, match=rf"shape \({shape[0]}.*x of shape \(2, 5, 5\)"):
+        fit(np.ones(shape), np.ones((2, 5, 5)))
+
+
+def test_zero_takes_no_part():
+    """A host coefficient of 0 costs nothing: 0 times inf does not appear."""
+    bad, good = np.asarray([[math.inf, math.nan]]), np.ones((1, 2))
+    np.testing.assert_array_equal(combine((0.0, bad), (2.0, good)), 2 * good)
+    np.testing.assert_array_equal(combine((0, good), (0.0, good)), np.zeros((1, 2)))
+
+
+def test_pairs_must_match():
+    """Arrays that are combined have one shape and one floating-point dtype, or are named."""
+    x = np.ones((2, 3), np.float32)
+    with pytest.raises(ValueError, match=r"eps has shape \(3, 2\) but x_0 has shape \(2, 3\)"):
+        check_pair(x_0=x, eps=np.ones((3, 2), np.float32))
+    with pytest.raises(TypeError, match="eps has dtype float64 but x_0 has dtype float32"):
+        check_pair(x_0=x, eps=np.ones((2, 3)))
+    with pytest.raises(TypeError, match="x_0 has dtype int64: convert it to floating point"):
+        check_pair(x_0=np.ones((2, 3), np.int64))
+
+
+@pytest.mark.parametrize(
+    ("given_", "wide"), [("float16", "float32"), ("float32", "float32"), ("float64", "float64")]
+)
+def test_half_precision_is_widened(given_, wide):
+    """Half precision is computed in float32, and nothing else changes."""
+    assert widen(np, np.ones(2, given_)).dtype == wide
+
+
+@pytest.mark.parametrize("c", NUMBERS, ids=lambda c: type(c).__name__)
+def test_numbers_of_every_kind_are_numbers(c):
+    """Python's numbers, NumPy's scalars and its arrays () are numbers, and give Python floats."""
+    assert is_number(c)
+    assert on_host(c)
+    for f, wanted in ((arrays.exp, math.e**2), (arrays.expm1, math.e**2 - 1), (arrays.log, None)):
+        assert type(f(c)) is float
+        assert f(c) == pytest.approx(math.log(2) if wanted is None else wanted, rel=4 * EPS)
+    assert type(arrays.sqrt(c)) is type(arrays.minimum(c, 1.0)) is float
+    assert type(arrays.log_sigmoid(c)) is type(arrays.logit_of_log(-c)) is float
+
+
+@pytest.mark.parametrize("c", [np.ones(1), np.ones((1, 1)), "2", None, [2.0]], ids=str)
+def test_what_is_no_number(c):
+    """An array with an axis is no number, and neither is what only looks like one."""
+    assert not is_number(c)
+    assert on_host(c) == isinstance(c, np.ndarray)
+
+
+def test_an_array_of_another_library_is_not_on_the_host():
+    """Even one of shape (), and on the CPU: its values are not looked at."""
+    torch = pytest.importorskip("torch")
+    assert not is_number(torch.tensor(2.0))
+    assert not on_host(torch.ones(2))
+
+
+@given(st.integers(1, 4), st.integers(0, 99))
+def test_where_is_per_sample(B, seed):
+    """A condition (B,) chooses whole samples, of numbers, of (B,) and of (B, *D)."""
+    rng = np.random.default_rng(seed)
+    condition, c = rng.random(B) < 0.5, rng.standard_normal((B, 2, 3))
+    d = rng.standard_normal(B)
+    got = where(condition, c, d)
+    for i in range(B):
+        np.testing.assert_array_equal(got[i], c[i] if condition[i] else np.full((2, 3), d[i]))
+    np.testing.assert_array_equal(
+        where(condition, 0.5, d), [*map(lambda b, x: 0.5 if b else x, condition, d)]
+    )
+    assert where(np.asarray(1.0) == 1, "c", "d") == "c"
+    assert where(1.0 == 2, "c", "d") == "d"
+
+
+def test_where_keeps_the_dtype(lib):
+    """A number takes the other's dtype, and the place of the condition."""
+    condition, d = lib.asarray(np.float32([0, 1])) == 0, lib.asarray(np.float32([[1], [2]]))
+    got = where(condition, 0.5, d)
+    assert got.dtype == lib.xp.float32
+    assert tuple(got.shape) == (2, 1)
+    if lib.has_values:
+        np.testing.assert_array_equal(lib.to_numpy(got), [[0.5], [2.0]])
+
+
+def test_clip_is_between(lib):
+    """clip(x) is x within [low, high], in x's own dtype and library; NaN stays NaN."""
+    x = lib.asarray(np.float32([-3.0, -0.25, math.nan, 0.5, 7.0]))
+    got = arrays.clip(x, -1.0, 0.5)
+    assert got.dtype == lib.xp.float32
+    assert isinstance(got, type(x))
+    if lib.has_values:
+        np.testing.assert_array_equal(lib.to_numpy(got), [-1.0, -0.25, math.nan, 0.5, 0.5])
