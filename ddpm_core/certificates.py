@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from ddpm_core.gaussians import Gaussian, kl
 from ddpm_core.levels import Level
 from ddpm_core.likelihood.ode import State, dop853
 from ddpm_core.oracles import GaussianOracle, MixtureOracle
@@ -68,14 +69,14 @@ def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: boo
     start_mean, start_var = (first.alpha * m, _var(first, c)) if exact_start else (0.0, 1.0)
     mean = of_start * start_mean + m * (of_reading * (1 - gain * points.alpha)).sum(axis=1)
     var = of_start**2 * start_var + (of_noise**2).sum(axis=1)
-    off, data_var = (mean - last.alpha * m) ** 2, _var(last, c)
-    w2 = np.sqrt((off + (np.sqrt(var) - np.sqrt(data_var)) ** 2).sum())
+    data = Gaussian((last.alpha * m)[None], _var(last, c)[None])
+    w2 = np.sqrt(((mean - data.mean) ** 2 + (np.sqrt(var) - np.sqrt(data.var)) ** 2).sum())
     basis = np.eye(len(c)) if oracle.basis is None else oracle.basis
     return Law(
         (basis @ mean).reshape(oracle.mean.shape),
         var,
         (basis * var) @ basis.T,
-        float(_kl(data_var, var, off).sum()),
+        float(kl(data, Gaussian(mean[None], var[None]))[0]),
         float(w2),
     )
 
@@ -83,18 +84,6 @@ def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: boo
 def _var(t: Level, c: Array) -> Array:
     """The variance of x_t, for data of variance c."""
     return t.alpha**2 * c + t.sigma**2
-
-
-def _kl(data_var: Array, var: Array, off: Array) -> Array:
-    """KL(N(a, data_var) ‖ N(b, var)) of each coordinate, off = (a - b)².
-
-    A point mass is infinitely far from all but itself.
-    """
-    with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = data_var / var
-        each = 0.5 * (ratio - 1 - np.log(ratio) + off / var)
-    singular, same = (data_var == 0) | (var == 0), (data_var == var) & (off == 0)
-    return np.where(singular, np.where(same, 0.0, np.inf), each)
 
 
 class Convergence(NamedTuple):

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import array_namespace
 
 from ddpm_core.arrays import (
     astype,
@@ -20,6 +20,7 @@ from ddpm_core.arrays import (
     fit,
     is_number,
     minimum,
+    on_host,
     same_shape,
     stop_gradient,
     widen,
@@ -191,12 +192,12 @@ def divergence(
     """
     q = q_posterior(x_0, x_t, t, s)
     decoder = p if decoder_var is None else Gaussian(p.mean, decoder_var)
-    if not (is_number(s.sigma) or is_numpy_array(s.sigma)):
+    if not on_host(s.sigma):
         return _either(q, p, decoder, x_0, s, bins)
     clean = np.asarray(s.sigma) == 0
     if not clean.any():
         return kl(q, p)
-    if decoder_var is None and _is_point(p.var, x_0, s):
+    if decoder_var is None and _is_point(p.var, clean):
         raise ValueError(
             "p(x_0 | x_t) is a point, without a density: pass decoder_var, such as "
             "decoder_variance(schedule)"
@@ -204,14 +205,10 @@ def divergence(
     return _decode(decoder, x_0, bins) if clean.all() else _either(q, p, decoder, x_0, s, bins)
 
 
-def _is_point(var: Scalar, x_0: Array, s: Level) -> bool:
-    """Whether a kernel leaves the decoder to the caller, as `reverse` does at clean data.
-
-    Its variance is then 0, or, with levels (B,), one that depends on the levels alone.
-    """
-    if not (is_number(var) or (is_numpy_array(var) and var.ndim < x_0.ndim)):
-        return False
-    return np.ndim(s.sigma) > 0 or not np.all(np.asarray(var) > 0)
+def _is_point(var: Scalar, clean: Array) -> bool:
+    """Whether a kernel's variance is 0 at clean data, as that of `reverse` is."""
+    one_each = is_number(var) or (on_host(var) and var.ndim == 1)
+    return one_each and bool(np.any(clean & (np.asarray(var) <= 0)))
 
 
 def _decode(p: Gaussian, x_0: Array, bins: int | None) -> Array:

@@ -189,6 +189,13 @@ def test_weights_refuse():
         losses.p2(k=0)
 
 
+def test_a_time_is_no_level():
+    """`loss` of a time says which call makes a level of it."""
+    x = np.zeros((2, 3))
+    with pytest.raises(TypeError, match=r"t must be a Level, but is 500: pass schedule\(500\)"):
+        ddpm.loss(ddpm.Predictor(lambda x, time: x, schedule), x, x, 500)
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_half_precision_sums_in_float32(dtype):
     """2^14 squares of 300: past the range of float16, and past what a bfloat16 sum can count."""

@@ -162,11 +162,12 @@ HOST = {
 }
 
 
+@pytest.mark.parametrize("variance", [ddpm.small, ddpm.large], ids=["small", "large"])
 @pytest.mark.parametrize("form", HOST)
-def test_bound_in_any_form_of_host_level(form):
+def test_bound_in_any_form_of_host_level(form, variance):
     """NumPy scalars, arrays () and arrays (B,) of times say the same as Python's numbers."""
     x_0 = 2 * np.random.default_rng(0).integers(0, 256, (3, 2)) / 255 - 1
-    kernel, made = ddpm.reverse(lambda x_t, t: 0.9 * x_t), HOST[form]
+    kernel, made = ddpm.reverse(lambda x_t, t: 0.9 * x_t, variance), HOST[form]
     for time in (1, 2):
         t, s = LINEAR(made(time)), LINEAR(made(time - 1))
         actual = losses.bound(kernel, x_0, 0.1 * x_0, t, s, decoder_var=1e-3)
