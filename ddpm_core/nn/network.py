@@ -78,22 +78,25 @@ class UNetConfig:
         for field in fields(self):
             value = _typed(field.name, str(field.type), getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-        # Lists of blocks are made below, so their lengths are checked before the parameters are
-        # counted.
+        # Sizes first: the parameters are counted last, from lists of the blocks.
         for name, (low, high) in _LIMITS.items():
             if not low <= getattr(self, name) <= high:
                 edge = f"at least {low}" if getattr(self, name) < low else f"at most {high}"
-                raise ValueError(f"{name} must be {edge}, but is {getattr(self, name)}")
+                raise ValueError(
+                    f"{name} must be {edge}, but is {reprlib.repr(getattr(self, name))}"
+                )
         if not 1 <= len(self.widths) <= MAX_RESOLUTIONS:
             raise ValueError(
                 f"widths must be 1 to {MAX_RESOLUTIONS} multiples of groups = {self.groups}, but "
                 f"are {len(self.widths)}"
             )
-        if any(w < 1 or w % self.groups for w in self.widths):
+        if any(not 1 <= w <= MAX_WIDTH or w % self.groups for w in self.widths):
             raise ValueError(
-                f"widths must be multiples of groups = {self.groups}, but are {self.widths}"
+                f"widths must be multiples of groups = {self.groups}, at most {MAX_WIDTH}, but are "
+                f"{reprlib.repr(self.widths)}"
             )
-        if any(not 0 <= level < len(self.widths) for level in self.attention):
+        levels = range(len(self.widths))
+        if len(self.attention) > len(levels) or any(i not in levels for i in self.attention):
             raise ValueError(
                 f"attention must name indices into the {len(self.widths)} widths, but is "
                 f"{reprlib.repr(self.attention)}"
@@ -124,16 +127,17 @@ class UNetConfig:
 
 MAX_PARAMETERS = 10**10  #: 40 GB in float32
 MAX_RESOLUTIONS = 16
+MAX_WIDTH = 2**16
 
 #: The least and the most of each integer field.
 _LIMITS = {
     "channels": (1, 2**16),
     "out_channels": (1, 2**16),
     "blocks": (1, 100),
-    "groups": (1, 2**16),
+    "groups": (1, MAX_WIDTH),
     "classes": (0, 10**8),
-    "heads": (1, 2**16),
-    "head_width": (0, 2**16),
+    "heads": (1, MAX_WIDTH),
+    "head_width": (0, MAX_WIDTH),
 }
 
 
