@@ -457,9 +457,6 @@ def test_config_of_numpy_integers():
     assert json.loads(json.dumps(dataclasses.asdict(config)))["widths"] == [32, 64]
 
 
-# The torch module. --------------------------------------------------------------------------------
-
-
 @pytest.fixture
 def module():
     pytest.importorskip("torch")
