@@ -218,7 +218,7 @@ def test_refused_configurations(folder, change, message):
         ("{", "is not JSON"),
         ("\xff", "is not JSON"),
         ("[" * 10**5, "is nested too deeply"),
-        (" " * (2**24 + 1), "bytes of JSON, more than"),
+        (" " * (2**24 + 1), "has more than 16777216 bytes of JSON"),
     ],
     ids=lambda value: str(value)[:40],
 )

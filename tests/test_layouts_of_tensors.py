@@ -6,9 +6,7 @@ import numpy as np
 import pytest
 
 import ddpm_core as ddpm
-from ddpm_core.checkpoints import load, save, save_diffusers
-from ddpm_core.checkpoints.openai import openai
-from ddpm_core.checkpoints.port import port
+from ddpm_core.checkpoints import load, openai, port, save, save_diffusers
 from ddpm_core.nn import UNetConfig, parameter_shapes
 
 torch = pytest.importorskip("torch")
@@ -25,7 +23,7 @@ def taken(checkpoint):
 
 def test_pesser_cifar():
     """The port's names are ours, and say all of the network."""
-    params, config, schedule, size, scale = taken(port("it", empty("pesser_cifar")))
+    params, config, schedule, size, scale = taken(port.read("it", empty("pesser_cifar")))
     assert (config, size, scale) == (UNetConfig(), (32, 32), 1.0)
     assert shapes(params) == parameter_shapes(config)
     assert schedule.logsnr == ddpm.linear(1000).logsnr
@@ -33,7 +31,7 @@ def test_pesser_cifar():
 
 def test_improved_cifar():
     """The 52.5 M network of Nichol & Dhariwal 2021, by its tensors."""
-    params, config, schedule, size, scale = taken(openai("it", empty("improved_cifar")))
+    params, config, schedule, size, scale = taken(openai.read("it", empty("improved_cifar")))
     assert shapes(params) == parameter_shapes(config)
     assert sum(int(np.prod(shape)) for shape in shapes(params).values()) == 52_546_438
     assert (config.widths, config.blocks, config.attention) == ((128, 256, 256, 256), 3, (1, 2))
@@ -43,7 +41,7 @@ def test_improved_cifar():
 
 def test_guided_64():
     """ADM at 64x64, 296 M, of Dhariwal & Nichol 2021, by its tensors."""
-    params, config, schedule, size, scale = taken(openai("it", empty("guided64")))
+    params, config, schedule, size, scale = taken(openai.read("it", empty("guided64")))
     assert shapes(params) == parameter_shapes(config)
     assert sum(int(np.prod(shape)) for shape in shapes(params).values()) == 295_904_454
     assert (config.widths, config.blocks, config.attention) == ((192, 384, 576, 768), 3, (1, 2, 3))

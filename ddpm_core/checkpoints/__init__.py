@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddpm_core.checkpoints import diffusers as _diffusers
-from ddpm_core.checkpoints import openai as _openai
-from ddpm_core.checkpoints import port as _port
+from ddpm_core.checkpoints import diffusers, openai, own, port
 from ddpm_core.checkpoints.diffusers import save_diffusers
 from ddpm_core.checkpoints.fields import cut
 from ddpm_core.checkpoints.files import read_tensors
-from ddpm_core.checkpoints.own import KEY, Checkpoint, checked, ours, save
+from ddpm_core.checkpoints.own import KEY, Checkpoint, checked, save
 from ddpm_core.models import bundled
 
 __all__ = ["Checkpoint", "load", "save", "save_diffusers"]
@@ -39,15 +37,15 @@ def load(path: str | Path) -> Checkpoint:
         return _load_folder(path)
     tensors, metadata = read_tensors(path)
     if KEY in metadata:
-        return ours(path, tensors, metadata[KEY])
-    if _port.MARK in tensors:
-        return checked(path, _port.port(path, tensors))
-    if _openai.MARK in tensors:
-        return checked(path, _openai.openai(path, tensors))
-    if _diffusers.MARK in tensors:
+        return own.read(path, tensors, metadata[KEY])
+    if port.MARK in tensors:
+        return checked(path, port.read(path, tensors))
+    if openai.MARK in tensors:
+        return checked(path, openai.read(path, tensors))
+    if diffusers.MARK in tensors:
         raise ValueError(
-            f"{path} holds a network of diffusers: load its folder, where {_diffusers.CONFIG} and "
-            f"{_diffusers.SCHEDULER} say what it is"
+            f"{path} holds a network of diffusers: load its folder, where {diffusers.CONFIG} and "
+            f"{diffusers.SCHEDULER} say what it is"
         )
     if any("init_conv.weight" in name for name in tensors):
         raise ValueError(
@@ -66,9 +64,9 @@ def _load_folder(path: Path) -> Checkpoint:
     run = path / "model.safetensors"
     if run.is_file():
         return load(run)
-    if any((place / _diffusers.CONFIG).is_file() for place in (path, path / "unet")):
-        return checked(path, _diffusers.diffusers(path))
+    if any((place / diffusers.CONFIG).is_file() for place in (path, path / "unet")):
+        return checked(path, diffusers.read(path))
     raise FileNotFoundError(
         f"no checkpoint at {path}: a run's folder has model.safetensors, one of diffusers has "
-        f"{_diffusers.CONFIG} or unet/{_diffusers.CONFIG}"
+        f"{diffusers.CONFIG} or unet/{diffusers.CONFIG}"
     )

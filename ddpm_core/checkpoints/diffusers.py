@@ -38,7 +38,7 @@ MARK = "down_blocks.0.resnets.0.conv1.weight"  #: a name that only this layout h
 MAX_T = 10**5
 
 
-def diffusers(folder: Path) -> Checkpoint:
+def read(folder: Path) -> Checkpoint:
     """The `UNet2DModel` in a folder, with its scheduler.
 
     folder: of a pipeline; or of a network, with scheduler_config.json in it or in ../scheduler

@@ -15,7 +15,7 @@ _REQUIRED: Any = object()
 def parse(text: str | bytes, what: str) -> Fields:
     """The JSON object in a text. ValueError, which begins with `what`, if there is none."""
     if len(text) > MAX_JSON:
-        raise ValueError(f"{what} has {len(text)} bytes of JSON, more than {MAX_JSON}")
+        raise ValueError(f"{what} has more than {MAX_JSON} bytes of JSON")
     try:
         return Fields(json.loads(text), what)
     except RecursionError:

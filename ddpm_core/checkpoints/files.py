@@ -1,4 +1,4 @@
-"""Files of tensors: nothing is trusted in reading, and writing is whole or not at all."""
+"""Files of tensors: reading trusts nothing, and writing is whole or not at all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
-from ddpm_core.checkpoints.fields import Fields, cut, parse, shown
+from ddpm_core.checkpoints.fields import MAX_JSON, Fields, cut, parse, shown
 from ddpm_core.typing import Array
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -31,8 +31,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
     """The arrays and metadata of a safetensors file, or the arrays of a file of torch.
 
     OSError if the file cannot be read or is not a regular file; ValueError if it holds anything
-    but real floating-point tensors by name. What is read takes no more memory than the file does,
-    or twice that where float16 is widened.
+    but tensors of real numbers by name. Memory is bounded by the size of the file.
     """
     path = Path(path)
     with open_regular(path) as file:
@@ -60,7 +59,7 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Array], dict[str, str]]:
 def read_json(path: Path) -> Fields:
     """The JSON object in a file."""
     with open_regular(path) as file:
-        return parse(file.read(), str(path))
+        return parse(file.read(MAX_JSON + 1), str(path))
 
 
 def open_regular(path: Path) -> BinaryIO:
@@ -86,9 +85,8 @@ def _read_torch(path: Path, file: BinaryIO) -> dict[str, Array]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is refused is told once, below
             # A mapped file bounds every tensor: copied ones are as long as their pickle claims.
-            found: Any = torch.load(
-                *(path if zipped else file,), map_location="cpu", weights_only=True, mmap=zipped
-            )
+            source = path if zipped else file
+            found: Any = torch.load(source, map_location="cpu", weights_only=True, mmap=zipped)
     except Exception as error:  # whatever its unpickler meets
         raise ValueError(
             f"{path} is no file of tensors, or is truncated ({_reason(error)})"
@@ -125,7 +123,7 @@ def _check_stored(file: BinaryIO) -> None:
     """Refuses compressed members, of which a small file could hold gigabytes; torch has none."""
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
-            if member.compress_type != zipfile.ZIP_STORED:
+            if member.compress_type or member.file_size != member.compress_size:
                 raise ValueError(f"{cut(member.filename)} is compressed")
     file.seek(0)
 

@@ -40,7 +40,7 @@ _ENDS = {
 }
 
 
-def openai(what: str | Path, tensors: Mapping[str, Array]) -> Checkpoint:
+def read(what: str | Path, tensors: Mapping[str, Array]) -> Checkpoint:
     """A checkpoint of a published model, which its tensors' names and shapes tell.
 
     improved-diffusion at 32 and 64: cosine, T = 4000, timesteps scaled to 0 .. 1000

@@ -105,7 +105,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     write_whole(path, to_bytes(tensors, metadata={KEY: json.dumps(about)}))
 
 
-def ours(what: str | Path, tensors: Mapping[str, Array], metadata: str) -> Checkpoint:
+def read(what: str | Path, tensors: Mapping[str, Array], metadata: str) -> Checkpoint:
     """The checkpoint of a file of `save`, with that entry of its metadata."""
     try:
         about = parse(metadata, "it")

@@ -18,7 +18,7 @@ from ddpm_core.typing import Array
 MARK = "temb.dense.0.weight"  #: a name that only this layout has
 
 
-def port(what: str | Path, tensors: Mapping[str, Array]) -> Checkpoint:
+def read(what: str | Path, tensors: Mapping[str, Array]) -> Checkpoint:
     """A checkpoint of the port: T = 1000, linear, and the network that its tensors tell."""
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors.items()}
     config = config_of_port(what, shapes)
