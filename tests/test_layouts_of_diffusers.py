@@ -215,6 +215,7 @@ def test_refused_configurations(folder, change, message):
         ('{"trained_betas": [0.1, NaN]}', r"betas must lie in \(0, 1\), but betas\[1\] = nan"),
         ('{"rescale_betas_zero_snr": 1}', "rescale_betas_zero_snr must be true or false, not 1"),
         ("[]", "is not a JSON object"),
+        (f'{{"beta_end": 1{"0" * 5000}}}', "is not JSON: Exceeds the limit"),
         ("{", "is not JSON"),
         ("\xff", "is not JSON"),
         ("[" * 10**5, "is nested too deeply"),

@@ -17,11 +17,12 @@ def parse(text: str | bytes, what: str) -> Fields:
     if len(text) > MAX_JSON:
         raise ValueError(f"{what} has more than {MAX_JSON} bytes of JSON")
     try:
-        return Fields(json.loads(text), what)
+        about: object = json.loads(text)
     except RecursionError:
         raise ValueError(f"{what} is nested too deeply") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except ValueError as error:
         raise ValueError(f"{what} is not JSON: {cut(error)}") from None
+    return Fields(about, what)
 
 
 def shown(value: object) -> str:

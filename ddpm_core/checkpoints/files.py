@@ -7,11 +7,8 @@ import errno
 import importlib
 import os
 import re
-import secrets
-import shutil
 import stat
 import warnings
-import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, cast
@@ -121,6 +118,8 @@ def _read_torch(path: Path, file: BinaryIO) -> dict[str, Array]:
 
 def _check_stored(file: BinaryIO) -> None:
     """Refuses compressed members, of which a small file could hold gigabytes; torch has none."""
+    import zipfile  # as long to import as the rest of this file, and rarely needed
+
     with zipfile.ZipFile(file) as archive:
         for member in archive.infolist():
             if member.compress_type or member.file_size != member.compress_size:
@@ -209,13 +208,15 @@ def write_folder(path: str | Path, contents: Mapping[str, bytes]) -> None:
 
 def _replace(asked: Path, place: Path, write: Callable[[Path], None]) -> None:
     """What `write` makes under a temporary name, renamed to its place; removed if that fails."""
-    temporary = place.with_name(f"{TEMPORARY}{secrets.token_hex(8)}")
+    temporary = place.with_name(f"{TEMPORARY}{os.urandom(8).hex()}")
     try:
         try:
             write(temporary)
             temporary.replace(place)
         except BaseException:
             if temporary.is_dir():
+                import shutil
+
                 shutil.rmtree(temporary)
             temporary.unlink(missing_ok=True)
             raise
