@@ -306,3 +306,20 @@ def test_cannot_be_described(tmp_path):
         with pytest.raises(ValueError, match="a checkpoint holds a schedule of"):
             save(tmp_path / "c.safetensors", tiny(**change))
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("drop", "unconditional"), [("0", False), ("0.5", True)])
+def test_training_says_whether_it_dropped_labels(tmp_path, drop, unconditional):
+    """Without dropped labels, no class is one that the network never saw."""
+    pytest.importorskip("torch")
+    run = pytest.importorskip("ddpm_core.cli.app").run
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 4, 4, 1), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.array([0, 1, 0, 1]))
+    network = ["--widths", "4", "--groups", "2", "--blocks", "1", "--attention", "0"]
+    options = ["--steps", "1", "--batch", "2", "--drop-label", drop, *network]
+    options += ["--schedule", "cosine", "--T", "2"]
+    run(["train", "--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "r"), *options])
+    checkpoint = load(tmp_path / "r")
+    assert (checkpoint.config.classes, checkpoint.unconditional) == (2, unconditional)
