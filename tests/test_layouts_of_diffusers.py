@@ -248,7 +248,7 @@ def test_places_of_the_scheduler(tmp_path, folder):
 
 
 def test_without_a_class(folder):
-    """diffusers' networks of classes have no row for "no class" that could be told."""
+    """Which class of a network of diffusers is "no class", if any, is not in its files."""
     assert load(folder).unconditional
     network(SMALL | {"num_class_embeds": 3}).save_pretrained(folder)
     assert not load(folder).unconditional

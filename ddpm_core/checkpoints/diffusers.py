@@ -217,7 +217,7 @@ _UNET_2D: dict[str, Any] = {
     "class_embed_type": None,
     "num_class_embeds": None,
 }
-#: The values of which our network has others than one.
+#: The values of it that our network can have.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "center_input_sample": (False,),
     "time_embedding_type": ("positional",),
