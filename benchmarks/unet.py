@@ -65,13 +65,12 @@ def diffusers_network(about):
 
 def converted(about):
     """The same network as ours: a configuration, and parameters on the host."""
-    from ddpm_core.checkpoints import layouts
+    from ddpm_core.checkpoints.diffusers import config_of_diffusers, from_diffusers
+    from ddpm_core.checkpoints.fields import Fields
 
     net = diffusers_network(about)
-    config = layouts.config_of_diffusers(net.config)
-    return config, layouts.from_diffusers(
-        {name: p.numpy() for name, p in net.state_dict().items()}, config
-    )
+    config = config_of_diffusers(Fields(dict(net.config), "config"))
+    return config, from_diffusers({name: p.numpy() for name, p in net.state_dict().items()}, config)
 
 
 def inputs(about, batch):

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
+import math
+import operator
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +18,7 @@ from safetensors.numpy import save as to_bytes
 import ddpm_core as ddpm
 from ddpm_core import schedules
 from ddpm_core.checkpoints import Checkpoint, load, save
-from ddpm_core.checkpoints.files import write_whole
+from ddpm_core.checkpoints.own import Scaled
 from ddpm_core.models import bundled
 from ddpm_core.nn import UNetConfig, initialise, parameter_shapes
 
@@ -114,7 +113,37 @@ def test_bundled_model():
     assert model.labels[9] == "Ankle boot"
 
 
-# What is no checkpoint. ---------------------------------------------------------------------------
+def test_names_and_runs(saved, tmp_path, monkeypatch):
+    """`load` takes a bundled model's name and a run's folder; a path is never a name."""
+    assert load("fashion-mnist").labels == load(bundled()["fashion-mnist"]).labels
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "model.safetensors").write_bytes(saved.read_bytes())
+    (run / "training.safetensors").write_bytes(b"")
+    assert load(run).config == load(str(run)).config == CONFIG
+    monkeypatch.chdir(tmp_path)
+    run.rename("fashion-mnist")
+    assert load("./fashion-mnist").config == CONFIG
+
+
+def test_without_a_class(saved, tmp_path):
+    """Whether "no class" was trained is kept; a file that does not say it had the default."""
+    for unconditional in (True, False):
+        save(tmp_path / "c.safetensors", tiny(unconditional=unconditional))
+        assert load(tmp_path / "c.safetensors").unconditional is unconditional
+    about = good_metadata(saved)
+    del about["unconditional"]
+    assert load(with_metadata(tmp_path / "c.safetensors", about)).unconditional
+
+
+def test_pickles(saved):
+    """A checkpoint and its scaled network go to another process as they are."""
+    wanted = load(saved)
+    found = pickle.loads(pickle.dumps(wanted))
+    assert (found.config, found.schedule, found.size) == (CONFIG, wanted.schedule, wanted.size)
+    assert all((found.params[name] == p).all() for name, p in wanted.params.items())
+    scaled = pickle.loads(pickle.dumps(Scaled(operator.add, 0.25)))
+    assert scaled == Scaled(operator.add, 0.25)
 
 
 @given(share=st.floats(0, 1, exclude_max=True))
@@ -138,15 +167,18 @@ def test_foreign(tmp_path):
     from safetensors.torch import save_file
 
     save_file({"weight": torch.zeros(3, dtype=torch.bfloat16)}, path)  # which NumPy has not
-    with pytest.raises(ValueError, match=r"foreign.safetensors is not"):
+    with pytest.raises(ValueError, match=r"foreign.safetensors: weight is of dtype BF16, not of"):
         load(path)
 
 
 def test_missing_file(tmp_path):
     """No file, or a folder, is a FileNotFoundError that names it."""
-    for path in (tmp_path / "none.safetensors", tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"no checkpoint at .*{path.name}"):
-            load(path)
+    with pytest.raises(
+        FileNotFoundError, match=r"no model '.*none\.safetensors': neither a file, "
+    ):
+        load(tmp_path / "none.safetensors")
+    with pytest.raises(FileNotFoundError, match=f"no checkpoint at .*{tmp_path.name}"):
+        load(tmp_path)
 
 
 def test_pickles_are_never_loaded(tmp_path):
@@ -186,38 +218,86 @@ def test_wrong_tensors(saved, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change",
+    ("change", "message"),
     [
-        {"schedule": {"Karras": {}}},
-        {"schedule": {"Discrete": {"logsnr": [1.0, 2.0]}}},
-        {"schedule": {"Discrete": {"betas": [0.1]}}},
-        {"schedule": {}},
-        {"schedule": "linear"},
-        {"predicts": "noise"},
-        {"size": [28]},
-        {"size": None},
-        {"size": [5, 8]},
-        {"size": [0, 8]},
-        {"labels": None},
-        {"config": {"depth": 3}},
-        {"config": {"widths": [5], "groups": 2}},
+        ({"schedule": {"Karras": {}}}, "schedule must be one of Discrete, VP, LinearLogSNR"),
+        ({"schedule": {"Discrete": {"logsnr": [1.0, 2.0]}}}, r"logsnr\[0\] is clean data"),
+        ({"schedule": {"Discrete": {"logsnr": [math.inf, "1"]}}}, "must be a number, not '1'"),
+        ({"schedule": {"Discrete": {"logsnr": [math.inf, 10**400]}}}, "must be a number, not 1000"),
+        ({"schedule": {"Discrete": {"logsnr": [math.inf, math.nan]}}}, "log-SNR must fall"),
+        ({"schedule": {"Discrete": {"betas": [0.1]}}}, "Discrete has no field betas"),
+        ({"schedule": {"VP": {"beta_min": "0.1"}}}, "beta_min must be a number, not '0.1'"),
+        ({"schedule": {"VP": {"beta_min": math.nan}}}, "beta_min must be a finite number, not nan"),
+        ({"schedule": {}}, "schedule must be one of"),
+        ({"schedule": "linear"}, "schedule is not a JSON object"),
+        ({"predicts": "noise"}, 'predicts must be one of "x0"'),
+        ({"predicts": ["eps"]}, "predicts must be one of"),
+        ({"size": [28]}, "size must be a list of 2 integers"),
+        ({"size": None}, "size must be a list, not None"),
+        ({"size": "88"}, "size must be a list, not '88'"),
+        ({"size": [math.inf, 8]}, "size must be an integer from 1 to 16384, not inf"),
+        ({"size": [8.0, 8]}, "size must be an integer from 1 to 16384, not 8.0"),
+        ({"size": [True, 8]}, "size must be an integer from 1 to 16384, not True"),
+        ({"size": [0, 8]}, "size must be an integer from 1 to 16384, not 0"),
+        ({"size": [10**9, 8]}, "size must be an integer from 1 to 16384, not 1000000000"),
+        ({"size": [5, 8]}, r"a size \(5, 8\) that 2 resolutions cannot halve"),
+        ({"labels": None}, "labels must be a list, not None"),
+        ({"labels": [1, 2, 3]}, r"labels must be a list of texts, not \[1, 2, 3\]"),
+        ({"labels": ["a"]}, "labels are 1 names for 3 classes"),
+        ({"notes": []}, "notes is not a JSON object"),
+        ({"timestep_scale": math.nan}, "timestep_scale must be a finite number, not nan"),
+        ({"timestep_scale": 0}, "timestep_scale must be positive, not 0.0"),
+        ({"unconditional": 1}, "unconditional must be true or false, not 1"),
+        ({"config": {"depth": 3}}, "config has no field depth"),
+        ({"config": {"widths": [5], "groups": 2}}, "widths must be multiples of groups = 2"),
+        ({"config": {"widths": "88"}}, "widths must be integers, but is '88'"),
+        ({"config": {"widths": [True]}}, "widths must be integers"),
+        ({"config": {"widths": {"a": 1}}}, "widths must be integers"),
+        ({"config": {"widths": [2**16] * 16}}, "parameters, more than"),
+        ({"config": {"blocks": 10**6}}, "blocks must be at most 100, but is 1000000"),
+        ({"config": {"blocks": 1.5}}, "blocks must be an integer, but is 1.5"),
+        ({"config": {"eps": math.nan}}, "eps must not be negative and must be finite, but is nan"),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:50],
 )
-def test_unknown_metadata(saved, tmp_path, change):
-    """Metadata that this version does not understand is a ValueError, never a guess."""
+def test_unknown_metadata(saved, tmp_path, change, message):
+    """Metadata of a wrong type, out of range or unknown is refused by its name, never guessed."""
     path = with_metadata(tmp_path / "m.safetensors", good_metadata(saved) | change)
     with pytest.raises(
-        ValueError, match=r"m.safetensors has (metadata that cannot be read|a size .* cannot halve)"
+        ValueError, match=rf"m.safetensors has (metadata that cannot be read: .*)?{message}"
     ):
         load(path)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"config": {}}'])
+@pytest.mark.parametrize("name", ["config", "schedule", "predicts", "size", "labels", "notes"])
+def test_missing_metadata(saved, tmp_path, name):
+    about = good_metadata(saved)
+    del about[name]
+    with pytest.raises(ValueError, match=f"cannot be read: it lacks {name}"):
+        load(with_metadata(tmp_path / "m.safetensors", about))
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"config": {}}', "[" * 10**5, "1e4"])
 def test_metadata_is_no_object(tmp_path, text):
-    """Metadata that is no JSON object, or lacks a part, is a ValueError."""
+    """Metadata that is no JSON object, lacks a part, or is nested without end, is a ValueError."""
     with pytest.raises(ValueError, match="metadata that cannot be read"):
         load(with_metadata(tmp_path / "m.safetensors", text))
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_not_finite(saved, tmp_path, value):
+    """NaN and infinity are refused with the name of a tensor that has them, also in writing."""
+    params = {name: p.copy() for name, p in tiny().params.items()}
+    params["down.0.block.0.conv2.weight"][1, 2, 0, 0] = value
+    path = tmp_path / "m.safetensors"
+    with pytest.raises(ValueError, match=r"not finite numbers, in down.0.block.0.conv2.weight"):
+        load(with_metadata(path, good_metadata(saved), params))
+    with pytest.raises(ValueError, match=r"the checkpoint has .* in down.0.block.0.conv2.weight"):
+        save(tmp_path / "n.safetensors", tiny(params=params))
+    params["down.0.block.0.conv2.weight"][1, 2, 0, 0] = 1e5  # no number of float16
+    with pytest.raises(ValueError, match=r"in down.0.block.0.conv2.weight"):
+        save(tmp_path / "n.safetensors", tiny(params=params), dtype="float16")
+    assert not (tmp_path / "n.safetensors").exists()
 
 
 def test_cannot_be_described(tmp_path):
@@ -228,61 +308,18 @@ def test_cannot_be_described(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# Whole, or not at all. ----------------------------------------------------------------------------
-
-FULL = """
-import resource, signal, sys
-from ddpm_core.checkpoints.files import write_whole
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
-try:
-    write_whole(sys.argv[1], bytes(5000))
-except OSError as error:
-    print(type(error).__name__, error.filename)
-"""
-
-
-def test_no_space_keeps_the_old_file(tmp_path):
-    """A write that fails half-way leaves the old file, no temporary one, and names the file."""
-    pytest.importorskip("resource")
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"old")
-    ran = subprocess.run(
-        [sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True
-    )
-    assert ran.stdout.split(maxsplit=1) == ["OSError", f"{path}\n"]
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_interrupted_write(tmp_path, monkeypatch):
-    """An interrupt between writing and renaming leaves the old file and no temporary one."""
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(b"old")
-
-    def interrupt(handle):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(os, "fsync", interrupt)
-    with pytest.raises(KeyboardInterrupt):
-        write_whole(path, b"new")
-    assert path.read_bytes() == b"old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
-def test_missing_folder_names_the_file(tmp_path):
-    """In a folder that is not there, the error names the file asked for."""
-    with pytest.raises(FileNotFoundError) as caught:
-        write_whole(tmp_path / "no" / "model.safetensors", b"new")
-    assert caught.value.filename == str(tmp_path / "no" / "model.safetensors")
-
-
-def test_file_mode(tmp_path):
-    """A written file has the rights that the umask leaves, not those of a temporary file."""
-    old = os.umask(0o027)
-    try:
-        write_whole(tmp_path / "f", b"new")
-    finally:
-        os.umask(old)
-    assert (tmp_path / "f").stat().st_mode & 0o777 == 0o640
-    assert (tmp_path / "f").read_bytes() == b"new"
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("drop", "unconditional"), [("0", False), ("0.5", True)])
+def test_training_says_whether_it_dropped_labels(tmp_path, drop, unconditional):
+    """Without dropped labels, no class is one that the network never saw."""
+    pytest.importorskip("torch")
+    run = pytest.importorskip("ddpm_core.cli.app").run
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (4, 4, 4, 1), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", images=images, labels=np.array([0, 1, 0, 1]))
+    network = ["--widths", "4", "--groups", "2", "--blocks", "1", "--attention", "0"]
+    options = ["--steps", "1", "--batch", "2", "--drop-label", drop, *network]
+    options += ["--schedule", "cosine", "--T", "2"]
+    run(["train", "--data", str(tmp_path / "data.npz"), "--out", str(tmp_path / "r"), *options])
+    checkpoint = load(tmp_path / "r")
+    assert (checkpoint.config.classes, checkpoint.unconditional) == (2, unconditional)

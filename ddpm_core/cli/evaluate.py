@@ -17,10 +17,10 @@ from rich.progress import Progress, TimeElapsedColumn
 from rich.table import Table
 
 from ddpm_core.backends import Backend, backend
-from ddpm_core.checkpoints import Checkpoint
+from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import datasets
-from ddpm_core.cli.models import Device, open_model
+from ddpm_core.cli.models import Device
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.denoisers import clip
 from ddpm_core.kernels import Reverse, learned_range, optimal, reverse
@@ -90,7 +90,7 @@ def evaluate(
             check_place(path, suffix)
     if plot is not None:
         _empty_figure()  # without matplotlib, better now than after the work
-    checkpoint = open_model(model)
+    checkpoint = load(model)
     schedule = checkpoint.schedule
     if not isinstance(schedule, Discrete):
         raise ValueError(f"evaluate needs a discrete schedule, not {schedule!r}")

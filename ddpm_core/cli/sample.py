@@ -11,9 +11,9 @@ import numpy as np
 import typer
 
 from ddpm_core.backends import Backend, backend
-from ddpm_core.checkpoints import Checkpoint
+from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.cli import pictures
-from ddpm_core.cli.models import Device, open_model
+from ddpm_core.cli.models import Device
 from ddpm_core.denoisers import clip
 from ddpm_core.samplers import Sampler, trajectory
 from ddpm_core.samplers.registry import ENTRIES
@@ -63,7 +63,7 @@ def sample(
             raise ValueError(f"--{name} must be at least 1, but is {value}")
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
-    checkpoint = open_model(model)
+    checkpoint = load(model)
     solver = SAMPLERS[sampler](checkpoint.schedule, steps)
     y = parse_classes(classes, checkpoint, rows * columns)
     frames = draw(

@@ -167,8 +167,9 @@ def _run(
         }
         size = (int(trainer.images.shape[2]), int(trainer.images.shape[3]))
         return Checkpoint(
-            trainer.averaged(), trainer.net.config, levels, size, predicts, labels, notes
-        )
+            trainer.averaged(), trainer.net.config, levels, size, predicts, labels, notes,
+            unconditional=trainer.recipe.drop_label > 0 or not trainer.net.config.classes,
+        )  # fmt: skip
 
     columns = (
         TextColumn("Training"),
