@@ -160,8 +160,8 @@ BAD_TRAININGS = {
     ),
     "no widths": (["--widths", ""], "--widths must"),
     "attention": (["--attention", "2"], "--attention must name indices into the 2 widths"),
-    "device": (["--device", "nowhere"], "torch cannot use device 'nowhere'"),
-    "no mps": (["--device", "mps"], "torch cannot use device 'mps'"),
+    "device": (["--device", "nowhere"], "--device nowhere: torch cannot use device 'nowhere'"),
+    "no values": (["--device", "meta"], "--device meta: Cannot copy out of meta tensor"),
     "resume nothing": (
         ["--resume"],
         "there is no run to resume in run: training.safetensors is missing",
@@ -189,7 +189,7 @@ def test_several_processes(here, photos, capsys, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("widths", "groups", "attention"), [("8", 8, ()), ("48,96", 24, (1,)), ("7,11", 1, (1,))]
+    ("widths", "groups", "attention"), [("8", 8, ()), ("24,48", 24, (1,)), ("7,11", 1, (1,))]
 )
 def test_network_that_fits(here, photos, widths, groups, attention):
     """By default the groups divide all widths, and a second resolution attends."""
@@ -197,6 +197,16 @@ def test_network_that_fits(here, photos, widths, groups, attention):
     run("train", *options, "--widths", widths, "--steps", 1)
     config = load("run/model.safetensors").config
     assert (config.groups, config.attention) == (groups, attention)
+
+
+def test_no_mps(here, photos, capsys):
+    """Of torch's page on a device that is not there, the first sentence is shown."""
+    torch = pytest.importorskip("torch")
+    if torch.backends.mps.is_available():
+        pytest.skip("MPS is here")
+    said = fails(capsys, "train", "--data", photos, "--out", "run", "--size", 8, "--device", "mps")
+    assert said.startswith("ddpm-core: --device mps: torch cannot use device 'mps': ")
+    assert len(said) < 200
 
 
 def test_out_is_a_file(here, photos, capsys):
@@ -275,27 +285,39 @@ def test_killed_process(here, started, through, capsys):
     assert files("run") == through
 
 
+@pytest.fixture
+def finished(here, through) -> None:
+    """The run of `through`, in ./run."""
+    Path("run").mkdir()
+    for name, data in through.items():
+        Path("run", name).write_bytes(data)
+
+
 @pytest.mark.parametrize("lost", ["model.safetensors", "samples.png"])
 @pytest.mark.parametrize("how", ["missing", "older", "broken"])
-def test_finished_run_is_refreshed(here, started, through, capsys, lost, how):
+def test_finished_run_is_refreshed(finished, started, through, capsys, lost, how):
     """Resuming a finished run writes what is missing or old, says so, and changes nothing else."""
-    run(*started, "--steps", 6)
-    capsys.readouterr()
-    run(*started, "--steps", 6, "--resume")
-    assert capsys.readouterr() == ("run has done its 6 steps already\n", "")
+    path = Path("run", lost)
     if how == "older":
-        run(*started[:3], "--out", "other", *started[5:], "--sample-every", 2, "--steps", 2)
-        Path("other", lost).replace(Path("run", lost))
+        run(*started, "--out", "other", "--steps", 2)
+        Path("other", lost).replace(path)
     elif how == "broken":
-        Path("run", lost).write_bytes(b"")
+        path.write_bytes(b"")
     else:
-        Path("run", lost).unlink()
+        path.unlink()
     capsys.readouterr()
     run(*started, "--steps", 6, "--resume")
     assert capsys.readouterr() == (f"run has done its 6 steps already; wrote {lost} again\n", "")
     assert files("run") == through
+
+
+def test_finished_run(finished, started, through, capsys):
+    """Resuming a finished run with nothing amiss writes nothing; fewer steps are refused."""
+    run(*started, "--steps", 6, "--resume")
+    assert capsys.readouterr() == ("run has done its 6 steps already\n", "")
     said = fails(capsys, *started, "--steps", 4, "--resume")
     assert "--steps counts all steps of a run: run has done 6 already, and --steps is 4" in said
+    assert files("run") == through
 
 
 def test_other_options(here, started, through, capsys):

@@ -80,10 +80,10 @@ class Recipe:
 
 
 class OtherRunError(ValueError):
-    """A saved state is of another run than the trainer's.
+    """A saved state belongs to another run than the trainer's.
 
-    differences: (what the state says, what the trainer says) by name: fields of the recipe and the
-        network, "predicts", "schedule" and "data"
+    differences: by name, the state's value and the trainer's: of fields of the recipe and the
+        network's configuration, of "predicts", "schedule" and "data"
     """
 
     def __init__(self, path: str | Path, differences: Mapping[str, tuple[Any, Any]]) -> None:
@@ -101,7 +101,7 @@ class Batch(NamedTuple):
     cond: dict[str, Any]
 
 
-#: Bytes of the images by which a run knows its data again.
+#: Of more bytes of images than this, only some images are compared when a run is resumed.
 _COMPARED = 2**26
 
 #: What a saved state holds of every parameter: its value, its average, and Adam's two moments.
@@ -113,11 +113,11 @@ class Trainer:
 
     images: (N, C, H, W) uint8, at least a batch of them
     classes: (N,) integers below config.classes, -1 for no class; None if config.classes is 0
-    schedule: over integer times, because a network is told times on the scale of 0 .. 999
+    schedule: over integer times, because the UNet expects timesteps of 0 .. 999
     predicts: a name in `parameterisations.NAMED`
 
     done: the steps taken
-    loss: the mean of about the last hundred, for single ones differ by their noise levels
+    loss: the running mean of about a hundred steps, whose noise levels differ; 0 before the first
     """
 
     def __init__(
@@ -131,12 +131,12 @@ class Trainer:
         device: str = "cpu",
     ) -> None:
         self.recipe = Recipe() if recipe is None else recipe
-        _check_data(images, classes, config)
         if len(images) < self.recipe.batch:
             raise ValueError(
                 f"batch must be at most {len(images)}, the number of images, but is "
                 f"{self.recipe.batch}"
             )
+        _check_data(images, classes, config)
         if not isinstance(schedule, Discrete):
             raise TypeError(
                 f"schedule must be Discrete, with times that a UNet can be told, but is {schedule}"
@@ -165,8 +165,8 @@ class Trainer:
         For eps that is L_simple (Ho et al. 2020, Eq. 14). A network with 2 C channels out learns
         its variance too, by `hybrid` (Nichol & Dhariwal 2021, Eq. 16).
 
-        FloatingPointError if it is not finite. The weights are lost by then, because no step waits
-        for its loss: go on from the last `save`.
+        FloatingPointError if it is not finite. The weights are lost then, because a GPU updates
+        them before the loss is read: go on from the last `save`.
         """
         recipe = self.recipe
         batch = self._next or self._batch()
@@ -238,8 +238,8 @@ class Trainer:
     def save(self, path: str | Path) -> None:
         """Writes all that `resume` needs: whole, or not at all.
 
-        FloatingPointError, and the file stays as it is, if training has diverged: a number is not
-        finite, or the next batch's loss is not, with the weights or with their average.
+        FloatingPointError if training has diverged: if a number of the state, or the next batch's
+        loss under the weights or their average, is not finite. The file then stays as it was.
         """
         from safetensors.numpy import save
 
@@ -249,7 +249,7 @@ class Trainer:
         for index, moments in self.optimiser.state_dict()["state"].items():
             for part in _MOMENTS:
                 tensors[f"{part}.{names[index]}"] = moments[part].cpu().numpy()
-        if bad := _not_finite(tensors):
+        if bad := _fault(tensors):
             raise FloatingPointError(f"{bad} at step {self.done}")
         self._next = self._next or self._batch()
         for whose, net in (("weights", self.net), ("averaged weights", self.average)):
@@ -276,7 +276,7 @@ class Trainer:
         shapes = {n: tuple(p.shape) for n, p in self.net.named_parameters()}
         expected = {f"{part}.{n}": shape for part in parts for n, shape in shapes.items()}
         check_names(path, {n: t.shape for n, t in tensors.items()}, expected)
-        if bad := _not_finite(tensors):
+        if bad := _fault(tensors):
             raise ValueError(f"{path} is damaged: {bad}")
         self._restore(tensors, done)
         self.loss = running
@@ -313,7 +313,7 @@ class Trainer:
 
     @functools.cached_property
     def _data(self) -> str:
-        """What tells these images and classes from others; of many images, some are looked at."""
+        """A digest of the images and classes; of many images, of some that are evenly spread."""
         stride = 1 + self.images.nbytes // _COMPARED
         classes = b"" if self.classes is None else self.classes.astype(np.int64).tobytes()
         return _digest(self.images[::stride].tobytes() + classes)
@@ -345,20 +345,20 @@ def _check_data(images: np.ndarray, classes: np.ndarray | None, config: UNetConf
         )
 
 
-def _not_finite(tensors: Mapping[str, np.ndarray]) -> str | None:
-    """What no state in training holds; None if all is well."""
+def _fault(tensors: Mapping[str, np.ndarray]) -> str | None:
+    """What is wrong with the numbers of a state, if anything."""
     for name, value in tensors.items():
         if value.dtype != np.float32:
             return f"{name} is {value.dtype} and not float32"
         if not np.isfinite(value).all():
             return f"{name} is not finite"
         if name.startswith("exp_avg_sq.") and (value < 0).any():
-            return f"{name}, a mean of squares, is negative"
+            return f"{name}, a mean of squares, is negative somewhere"
     return None
 
 
 def _read_about(path: str | Path, metadata: Mapping[str, str]) -> tuple[int, float, dict[str, Any]]:
-    """The steps done, their loss, and of which run, from a state's metadata."""
+    """From a state's metadata: the steps done, the running loss, and what run it is."""
     if "training" not in metadata:
         raise ValueError(f"{path} is not the state of a run, whose metadata has 'training'")
     try:

@@ -41,18 +41,12 @@ def check_place(path: Path, *suffixes: str) -> None:
         raise PermissionError(f"{path.parent} is not ours to write {path.name} in")
 
 
-def write_png(path: Path, sheet: Array, scale: int = 1, **text: str) -> None:
-    """Writes a sheet, each pixel scale by scale: whole, or not at all.
+def write_png(path: Path, sheet: Array, scale: int = 1) -> None:
+    """Writes a sheet, each pixel scale by scale: whole, or not at all."""
+    from PIL import Image
 
-    text: what the file tells of itself, by keyword
-    """
-    from PIL import Image, PngImagePlugin
-
-    told = PngImagePlugin.PngInfo()
-    for key, value in text.items():
-        told.add_text(key, value)
     buffer = io.BytesIO()
-    Image.fromarray(_scaled(sheet, scale)).save(buffer, format="PNG", optimize=True, pnginfo=told)
+    Image.fromarray(_scaled(sheet, scale)).save(buffer, format="PNG", optimize=True)
     write_whole(path, buffer.getvalue())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from ddpm_core.backends import backend
 from ddpm_core.checkpoints import Checkpoint, load, save
+from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import pictures
 from ddpm_core.cli.progress import progress
 from ddpm_core.cli.sample import draw, parse_classes
@@ -113,14 +115,19 @@ class Run:
         save(self.model, self._checkpoint())
 
     def draw(self) -> None:
-        """Writes a picture of 16 samples of the averaged weights."""
+        """Writes a picture of 16 samples of the averaged weights, whose text "step" is theirs."""
+        from PIL import Image, PngImagePlugin
+
         model = self._checkpoint()
         y = parse_classes(None, model, 16)
         solver = dpmpp_2m(model.schedule, min(20, self.trainer.schedule.T))
         on = backend("torch", device=str(self.trainer.device))
         images = draw(model, on, solver, 16, y, seed=0, batch=16, quiet=True)[-1]
-        sheet = pictures.grid(images, 4)
-        pictures.write_png(self.samples, sheet, scale=2, step=str(self.trainer.done))
+        sheet = pictures.grid(images, 4).repeat(2, axis=0).repeat(2, axis=1)
+        text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
+        text.add_text("step", str(self.trainer.done))
+        Image.fromarray(sheet).save(buffer, format="PNG", optimize=True, pnginfo=text)
+        write_whole(self.samples, buffer.getvalue())
 
     def sweep(self) -> None:
         """Removes the temporary files of writes that a kill cut short."""

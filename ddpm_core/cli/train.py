@@ -36,8 +36,8 @@ def train(
     data: Annotated[
         Path,
         _data(
-            help="A folder of pictures, whose sub-folders are classes (alpha is dropped, and of a "
-            "GIF the first frame is taken); a folder of IDX files; or an .npz or .npy file."
+            help="A folder of pictures (sub-folders are classes; alpha is dropped; of a GIF, the "
+            "first frame is taken), a folder of IDX files, or an .npz or .npy file."
         ),
     ],
     out: Annotated[Path, _run(help="The folder of the run.")],
@@ -199,9 +199,11 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        backend("torch", device=name)
-    except ValueError as error:  # its first sentence: torch lists all that it has
-        raise ValueError(str(error).partition(". ")[0]) from None
+        on = backend("torch", device=name)
+        on.to_numpy(on.asarray([0.0]))
+    except (ValueError, RuntimeError) as error:  # the second, of torch's device "meta"
+        reason = str(error).partition(". ")[0]  # torch goes on to list all that it has
+        raise ValueError(f"--device {name}: {reason}") from None
     return name
 
 
