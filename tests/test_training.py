@@ -64,12 +64,12 @@ def assert_same(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
-@pytest.mark.parametrize("stop", [0, 1, 4])
+@pytest.mark.parametrize("stop", [0, 1, 3])
 def test_resume_is_running_through(tmp_path, dropout, stop):
-    """A run stopped and resumed is the run that was not, bit for bit."""
+    """A run that is stopped and resumed ends as one that is not, bit for bit."""
     recipe = dataclasses.replace(RECIPE, dropout=dropout)
     through = trainer(recipe)
-    wanted = [through.step() for _ in range(7)]
+    wanted = [through.step() for _ in range(5)]
 
     first = trainer(recipe)
     losses = [first.step() for _ in range(stop)]
@@ -79,7 +79,7 @@ def test_resume_is_running_through(tmp_path, dropout, stop):
     second.step()  # of which nothing stays
     second.resume(tmp_path / "run")
     assert second.done == stop
-    losses += [second.step() for _ in range(7 - stop)]
+    losses += [second.step() for _ in range(5 - stop)]
 
     assert losses == wanted
     assert_same(weights(second), weights(through))
@@ -496,7 +496,7 @@ def test_frequencies_follow_assigned_parameters():
 
 
 def test_interrupted(monkeypatch):
-    """A run that was stopped between its steps and goes on is the run that was not."""
+    """A step that is interrupted and taken again changes nothing."""
     wanted, run = trainer(), trainer()
     for _ in range(4):
         wanted.step()
