@@ -7,6 +7,7 @@ import re
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -375,6 +376,22 @@ def test_signals_save(here, started, through, capsys, signalled, name):
         assert files("run") == through
     finally:
         signal.signal(number, before)
+
+
+def test_signal_after_a_step(here, started, monkeypatch):
+    """A signal that comes when a step is over, and was not due to be saved, still saves it."""
+
+    class Bar:
+        count = 0
+
+        def advance(self, note):
+            self.count += 1
+            if self.count == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(runs, "progress", lambda *_, **__: nullcontext(Bar()))
+    assert status_of(*started, "--steps", 6) == 130
+    assert load("run/model.safetensors").notes["step"] == 3
 
 
 def test_second_signal(here, started, signalled):

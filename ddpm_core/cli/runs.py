@@ -88,26 +88,34 @@ class Run:
     def go(self, plan: Plan) -> int | None:
         """Trains up to plan.steps; returns the signal that ended it before, if one did.
 
-        ValueError if training diverges: the files are then those of the last good step.
+        ValueError if training diverges; the files are then those of the last good save.
         """
-        trainer, began, first = self.trainer, time.monotonic(), self.trainer.done
-        with _signals() as caught, progress(plan.steps, "Training", done=first) as bar:
-            while trainer.done < plan.steps and not caught:
-                try:
-                    trainer.step()
-                    if caught or plan.saves(trainer.done):
-                        self.save()
-                except FloatingPointError as error:
-                    kept = "stays as it is" if self.state.exists() else "was not written yet"
-                    raise ValueError(
-                        f"{error}: training has diverged. {self.state} {kept}; a smaller --lr may "
-                        f"help"
-                    ) from None
-                if plan.draws(trainer.done) and not caught:
+        with _signals() as caught:
+            try:
+                self._train(plan, caught)
+            except FloatingPointError as error:
+                kept = "stays as it is" if self.state.exists() else "was not written yet"
+                raise ValueError(
+                    f"{error}: training has diverged. {self.state} {kept}; a smaller --lr may help"
+                ) from None
+        return caught[0] if caught else None
+
+    def _train(self, plan: Plan, stop: list[int]) -> None:
+        """Trains as planned, or until `stop` has an element; the last step is saved."""
+        trainer, began = self.trainer, time.monotonic()
+        first = saved = trainer.done
+        with progress(plan.steps, "Training", done=first) as bar:
+            while trainer.done < plan.steps and not stop:
+                trainer.step()
+                if plan.saves(trainer.done):
+                    self.save()
+                    saved = trainer.done
+                if plan.draws(trainer.done) and not stop:
                     self.draw()
                 speed = (trainer.done - first) * trainer.recipe.batch / (time.monotonic() - began)
                 bar.advance(note=f"loss {trainer.loss:.4f}, {speed:.0f} images/s")
-        return caught[0] if caught else None
+        if saved < trainer.done:
+            self.save()
 
     def save(self) -> None:
         """Writes the state, then the model."""
