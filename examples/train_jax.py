@@ -4,7 +4,7 @@
     python examples/train_jax.py --steps 5000 --out fashion-jax
 
 Trains with Adam, a warm-up, clipped gradients and an average of the weights, as Ho et al. 2020 did.
-Writes model.safetensors, which `ddpm-core sample --model` and every backend read, and samples.png.
+Writes samples.png and model.safetensors, which every backend and `ddpm-core sample --model` read.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def main() -> None:
         channels=1,
         out_channels=1,
         widths=options.widths,
-        attention=(),  # but the innermost, always
+        attention=(),  # besides the middle, which always has it
         groups=8,
         classes=len(FASHION),
     )
@@ -65,13 +65,13 @@ def main() -> None:
         # One label in ten is left out, so that the network also samples without a class.
         y = jnp.where(jax.random.bernoulli(labels, 0.1, y.shape), -1, y)
         u, eps = jax.random.uniform(times, y.shape), jax.random.normal(noise, x_0.shape)
-        slopes = jax.grad(objective)(params, x_0, y, u, eps)
-        updates, state = optimiser.update(slopes, state, params)
+        gradient = jax.grad(objective)(params, x_0, y, u, eps)
+        updates, state = optimiser.update(gradient, state, params)
         params = optax.apply_updates(params, updates)
         decay = jnp.minimum(0.999, (1 + number) / (10 + number))
         return params, optax.incremental_update(params, average, 1 - decay), state
 
-    # The loss of single batches jumps with their times: progress shows on one that stays.
+    # From batch to batch the loss jumps with the times drawn, so it is measured on one fixed batch.
     held = read(options.data, "t10k")
     x_0, y = ON.asarray(to_range(held.images[:64])), ON.asarray(held.classes[:64], jnp.int32)
     eps = ddpm.portable_noise(1, jnp)(0, x_0.shape)

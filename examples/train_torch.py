@@ -1,9 +1,9 @@
-"""A DDPM in a training loop of your own, on torch: vectors, not pictures.
+"""A DDPM in a training loop of your own, on torch, with a network of your own.
 
     python examples/train_torch.py
 
-A small network learns the noise of points on a spiral (Ho et al. 2020, Algorithm 1), then a solver
-draws new points. Prints the loss, and how far the new points lie from the spiral.
+The network learns to tell the noise in points of a spiral (Ho et al. 2020, Algorithm 1), then a
+solver draws new points. Prints the loss, and how far from the spiral the new points lie.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Net(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Linear(width, 2))
 
     def forward(self, x: Tensor, timestep: Tensor) -> Tensor:
-        """The noise in x."""
+        """The noise in x, as the network sees it."""
         angles = timestep[:, None] * self.rates
         return self.layers(torch.cat([x, angles.sin(), angles.cos()], dim=-1))
 

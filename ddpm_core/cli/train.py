@@ -2,216 +2,302 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
+import functools
+import inspect
+import math
+import os
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any, cast
 
-import numpy as np
 import typer
 
 from ddpm_core.backends import backend
-from ddpm_core.checkpoints import Checkpoint, save
-from ddpm_core.cli import datasets, pictures
-from ddpm_core.cli.sample import draw, parse_classes
+from ddpm_core.cli import datasets
+from ddpm_core.cli.runs import Plan, Run, locked
 from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import NAMED
-from ddpm_core.samplers import dpmpp_2m
 from ddpm_core.schedules import Discrete, cosine, linear
-from ddpm_core.typing import Array
-
-if TYPE_CHECKING:
-    from ddpm_core_torch.training import Trainer
 
 SCHEDULES: dict[str, Callable[[int], Discrete]] = {
     "linear": lambda T: linear(T, rescale=True),
     "cosine": cosine,
 }
+PRECISIONS = ("auto", "float32", "bfloat16")
+
+_run, _data, _network, _diffusion, _optimisation = (
+    functools.partial(typer.Option, rich_help_panel=panel)
+    for panel in ("Run", "Data", "Network", "Diffusion", "Optimisation")
+)
 
 
 def train(
     data: Annotated[
         Path,
-        typer.Option(help="IDX files' folder, a folder of pictures, or an .npz / .npy file."),
+        _data(
+            help="A folder of pictures (sub-folders are classes; alpha is dropped; of a GIF, the "
+            "first frame is taken), a folder of IDX files, or an .npz or .npy file."
+        ),
     ],
-    out: Annotated[Path, typer.Option(help="The folder of the run.")],
-    steps: Annotated[int, typer.Option(help="Steps in all, resumed ones included.")] = 10_000,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run in OUT.")] = False,
-    batch: Annotated[int, typer.Option(help="Images per step.")] = 128,
-    lr: Annotated[float, typer.Option(help="Adam's learning rate.")] = 2e-4,
-    warmup: Annotated[int, typer.Option(help="Steps over which it rises.")] = 500,
-    ema: Annotated[float, typer.Option(help="Decay of the average of the weights.")] = 0.9995,
-    dropout: Annotated[float, typer.Option(help="In every residual block.")] = 0.0,
-    flip: Annotated[bool, typer.Option("--flip", help="Mirror half of the images.")] = False,
-    drop_label: Annotated[
-        float, typer.Option(help="Share of labels left out, to sample without a class too.")
-    ] = 0.1,
-    size: Annotated[int | None, typer.Option(help="Crop and resize pictures to it.")] = None,
-    unlabelled: Annotated[
-        bool, typer.Option("--unlabelled", help="Ignore the classes of the data.")
+    out: Annotated[Path, _run(help="The folder of the run.")],
+    steps: Annotated[int, _run(help="Steps in all, with those before --resume.")] = 10_000,
+    resume: Annotated[
+        bool,
+        _run("--resume", help="Go on with the run in OUT, with its options; --lr may change."),
     ] = False,
-    widths: Annotated[str, typer.Option(help="Channels of each resolution.")] = "32,64,64",
-    blocks: Annotated[int, typer.Option(help="Residual blocks per resolution.")] = 2,
-    attention: Annotated[str, typer.Option(help="Resolutions that attend, by index.")] = "1",
-    groups: Annotated[int, typer.Option(help="Of group norm; widths are multiples.")] = 32,
-    schedule: Annotated[str, typer.Option(help=f"One of {', '.join(SCHEDULES)}.")] = "linear",
-    T: Annotated[int, typer.Option("--T", help="Noise levels.")] = 1000,
-    predicts: Annotated[str, typer.Option(help=f"One of {', '.join(NAMED)}.")] = "eps",
-    learn_variance: Annotated[
-        bool, typer.Option("--learn-variance", help="Learn the variance too, for likelihood.")
-    ] = False,
+    save_every: Annotated[int, _run(help="Steps between saved states.")] = 500,
+    sample_every: Annotated[int, _run(help="Steps between pictures.")] = 1000,
+    device: Annotated[str, _run(help="cpu, cuda, or auto.")] = "auto",
     precision: Annotated[
-        str, typer.Option(help="float32, bfloat16, or auto: the faster one here.")
+        str, _run(help="float32, bfloat16, or auto: the faster one here.")
     ] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, or auto.")] = "auto",
-    seed: Annotated[int, typer.Option(help="Of every random choice.")] = 0,
-    save_every: Annotated[int, typer.Option(help="Steps between checkpoints.")] = 500,
-    sample_every: Annotated[int, typer.Option(help="Steps between pictures.")] = 1000,
+    seed: Annotated[int, _run(help="The same seed and options give the same model.")] = 0,
+    size: Annotated[
+        int | None, _data(help="Crop pictures to squares and resize them to it.")
+    ] = None,
+    unlabelled: Annotated[
+        bool, _data("--unlabelled", help="Ignore the classes of the data.")
+    ] = False,
+    flip: Annotated[bool, _data("--flip", help="Mirror half of the images.")] = False,
+    widths: Annotated[
+        str,
+        _network(
+            help="Channels of each resolution, the finest first: 32,64,64 suits 28 x 28 grey "
+            "pixels; Ho et al. took 128,256,256,256 for 32 x 32 in colour."
+        ),
+    ] = "32,64,64",
+    blocks: Annotated[int, _network(help="Residual blocks per resolution.")] = 2,
+    attention: Annotated[
+        str | None,
+        _network(help="Resolutions with attention, by index (default: 1, if there are two)."),
+    ] = None,
+    groups: Annotated[
+        int | None,
+        _network(help="Groups of the norms; divides all widths (default: the most up to 32)."),
+    ] = None,
+    dropout: Annotated[float, _network(help="Its rate in every residual block.")] = 0.0,
+    schedule: Annotated[str, _diffusion(help=f"One of {', '.join(SCHEDULES)}.")] = "linear",
+    T: Annotated[int, _diffusion("--T", help="Noise levels.")] = 1000,
+    predicts: Annotated[str, _diffusion(help=f"One of {', '.join(NAMED)}.")] = "eps",
+    learn_variance: Annotated[
+        bool, _diffusion("--learn-variance", help="Learn the variance too, for likelihood.")
+    ] = False,
+    batch: Annotated[int, _optimisation(help="Images per step.")] = 128,
+    lr: Annotated[float, _optimisation(help="Adam's learning rate.")] = 2e-4,
+    warmup: Annotated[int, _optimisation(help="Steps in which the learning rate rises.")] = 500,
+    ema: Annotated[float, _optimisation(help="Decay of the average of the weights.")] = 0.9995,
+    drop_label: Annotated[
+        float, _optimisation(help="Share of labels left out, to sample without a class too.")
+    ] = 0.1,
 ) -> None:
     """Train a DDPM on images; needs torch.
 
     Writes OUT/model.safetensors (the averaged weights, for `sample --model`),
-    OUT/training.safetensors (for --resume) and OUT/samples.png.
+    OUT/training.safetensors (for --resume) and OUT/samples.png. Ctrl-C, SIGTERM and SIGHUP save
+    first; a second one does not.
     """
-    if schedule not in SCHEDULES:
-        raise ValueError(f"no schedule {schedule!r}; there are {', '.join(SCHEDULES)}")
-    if predicts not in NAMED:
-        raise ValueError(f"no target {predicts!r}; there are {', '.join(NAMED)}")
-    if precision not in ("auto", "float32", "bfloat16"):
-        raise ValueError(f"--precision must be auto, float32 or bfloat16, but is {precision!r}")
-    counts = {"steps": steps, "save-every": save_every, "sample-every": sample_every, "size": size}
-    for name, value in counts.items():
-        if value is not None and value < 1:
-            raise ValueError(f"--{name} must be at least 1, but is {value}")
+    _refuse_launcher()
+    _one_of("--schedule", schedule, SCHEDULES)
+    _one_of("--predicts", predicts, NAMED)
+    _one_of("--precision", precision, PRECISIONS)
+    _within(1, math.inf, steps=steps, save_every=save_every, sample_every=sample_every, size=size)
+    _within(1, 100, blocks=blocks)
+    _within(1, 10**6, T=T)
     levels = SCHEDULES[schedule](T)
     found = datasets.read(data, size=size)
-    channels, classes = found.images.shape[1], None if unlabelled else found.classes
-    config = UNetConfig(
-        channels=channels,
-        out_channels=channels * (2 if learn_variance else 1),
-        widths=_integers("widths", widths),
-        blocks=blocks,
-        attention=_integers("attention", attention),
-        groups=groups,
-        classes=0 if classes is None else len(found.labels),
-    )
-    factor = 2 ** (len(config.widths) - 1)
-    if any(n % factor for n in found.images.shape[2:]):
-        raise ValueError(
-            f"{data} has images of {found.images.shape[2:]} pixels, which {len(config.widths)} "
-            f"resolutions cannot halve; pass --size, a multiple of {factor}"
-        )
-    trainer = _trainer(
-        found.images, classes, config, levels, predicts, device, precision,
-        batch=batch, lr=lr, warmup=warmup, ema=ema, dropout=dropout, flip=flip,
-        drop_label=drop_label, seed=seed,
-    )  # fmt: skip
-    state = out / "training.safetensors"
-    if resume:
-        trainer.resume(state)
-    elif state.exists():
-        raise ValueError(f"{out} holds a run already; pass --resume, or another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    labels = () if classes is None else found.labels
-    _run(trainer, levels, predicts, labels, out, steps, save_every, sample_every)
-
-
-def _trainer(
-    images: Array,
-    classes: Array | None,
-    config: UNetConfig,
-    levels: Discrete,
-    predicts: str,
-    device: str,
-    precision: str,
-    **recipe: Any,
-) -> Trainer:
+    if unlabelled:
+        found = datasets.Images(found.images, None, ())
+    channels, *pixels = found.images.shape[1:]
+    each = _integers("--widths", widths)
+    _check_size(data, pixels, len(each))
     try:
-        import torch
-
-        from ddpm_core_torch.training import Recipe, Trainer, bfloat16_is_fast
+        from ddpm_core_torch.training import Recipe, Trainer
     except ModuleNotFoundError as error:
         raise ImportError(f"training needs {error.name}: pip install 'ddpm-core[train]'") from None
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    backend("torch", device=device)  # for what it says of a device that is not there
-    bfloat16 = precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast(device))
-    return Trainer(
-        images, classes, config, levels, predicts, Recipe(bfloat16=bfloat16, **recipe), device
+    device = _device(device)
+    with _named_options():
+        config = UNetConfig(
+            channels=channels,
+            out_channels=channels * (2 if learn_variance else 1),
+            widths=each,
+            blocks=blocks,
+            attention=_attention(attention, each),
+            groups=_groups(groups, each),
+            classes=len(found.labels),
+        )
+        recipe = Recipe(
+            batch=batch,
+            lr=lr,
+            warmup=warmup,
+            ema=ema,
+            dropout=dropout,
+            flip=flip,
+            drop_label=drop_label,
+            bfloat16=_bfloat16(precision, device),
+            seed=seed,
+        )
+        trainer = Trainer(found.images, found.classes, config, levels, predicts, recipe, device)
+    run, plan = Run(trainer, out, found.labels), Plan(steps, save_every, sample_every)
+    if resume and not run.state.is_file():
+        raise FileNotFoundError(f"there is no run to resume in {out}: {run.state.name} is missing")
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out):
+        status = _go(run, plan, resume)
+    if status is not None:
+        raise typer.Exit(status)
+
+
+def _go(run: Run, plan: Plan, resume: bool) -> int | None:
+    """Trains, and says what was done; the exit status, if a signal ended it."""
+    trainer, written = run.trainer, list[str]()
+    run.sweep()
+    if resume:
+        _resume(run, plan)
+        written = run.refresh(plan)
+    elif run.state.exists():
+        raise ValueError(f"{run.folder} holds a run already; pass --resume, or another --out")
+    again = f"; wrote {' and '.join(written)} again" if written else ""
+    if trainer.done == plan.steps:
+        typer.echo(f"{run.folder} has done its {trainer.done} steps already{again}")
+        return None
+    if resume:
+        typer.echo(f"{run.folder} goes on after step {trainer.done}{again}", err=True)
+    typer.echo(_described(run), err=True)
+    stopped = run.go(plan)
+    if stopped is None:
+        typer.echo(f"{run.model}: {trainer.done} steps; see {run.samples}")
+        return None
+    typer.echo(f"stopped: {run.state} holds step {trainer.done}; --resume goes on", err=True)
+    return 128 + stopped
+
+
+def _resume(run: Run, plan: Plan) -> None:
+    """Takes the trainer to where the run is, if that is the same run."""
+    from ddpm_core_torch.training import OtherRunError
+
+    try:
+        run.trainer.resume(run.state)
+    except OtherRunError as error:
+        told = "; ".join(
+            f"{_option(name)} was {_shown(old)} and is {_shown(new)}"
+            for name, (old, new) in error.differences.items()
+        )
+        raise ValueError(
+            f"{run.state} is of another run: {told}. Pass what it began with, or another --out"
+        ) from None
+    if run.trainer.done > plan.steps:
+        raise ValueError(
+            f"--steps counts all steps of a run: {run.folder} has done {run.trainer.done} already, "
+            f"and --steps is {plan.steps}"
+        )
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        on = backend("torch", device=name)
+        on.to_numpy(on.asarray([0.0]))
+    except (ValueError, RuntimeError) as error:  # the second, of torch's device "meta"
+        reason = str(error).partition(". ")[0]  # torch goes on to list all that it has
+        raise ValueError(f"--device {name}: {reason}") from None
+    return name
+
+
+def _bfloat16(precision: str, device: str) -> bool:
+    from ddpm_core_torch.training import bfloat16_is_fast
+
+    return precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast(device))
+
+
+def _described(run: Run) -> str:
+    """What is trained, on what: one line."""
+    trainer = run.trainer
+    count, channels, height, width = trainer.images.shape
+    parameters = sum(p.numel() for p in trainer.net.parameters())
+    precision = "bfloat16" if trainer.recipe.bfloat16 else "float32"
+    return (
+        f"{count:,} images of {height} x {width} x {channels}, {len(run.labels) or 'no'} classes; "
+        f"{parameters:,} parameters; {trainer.device}, {precision}"
     )
 
 
-def _run(
-    trainer: Trainer,
-    levels: Discrete,
-    predicts: str,
-    labels: tuple[str, ...],
-    out: Path,
-    steps: int,
-    save_every: int,
-    sample_every: int,
-) -> None:
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeRemainingColumn,
-    )
-
-    def checkpoint() -> Checkpoint:
-        notes = {
-            "trained": f"{trainer.done:,} steps of {trainer.recipe.batch}",
-            "loss": round(loss, 5),
-        }
-        size = (int(trainer.images.shape[2]), int(trainer.images.shape[3]))
-        return Checkpoint(
-            trainer.averaged(), trainer.net.config, levels, size, predicts, labels, notes,
-            unconditional=trainer.recipe.drop_label > 0 or not trainer.net.config.classes,
-        )  # fmt: skip
-
-    columns = (
-        TextColumn("Training"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("loss {task.fields[loss]:.4f}  {task.fields[speed]:.0f} images/s"),
-        TimeRemainingColumn(),
-    )
-    loss, began, first = float("nan"), time.monotonic(), trainer.done
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("", total=steps, completed=first, loss=loss, speed=0.0)
-        while trainer.done < steps:
-            value = trainer.step()
-            # The mean of about the last hundred steps: single steps differ by their noise levels.
-            weight = max(0.01, 1 / (trainer.done - first))
-            loss = value if np.isnan(loss) else loss + weight * (value - loss)
-            speed = (trainer.done - first) * trainer.recipe.batch / (time.monotonic() - began)
-            progress.update(task, completed=trainer.done, loss=loss, speed=speed)
-            if not np.isfinite(value):
-                raise ValueError(
-                    f"the loss is {value} at step {trainer.done}; the last checkpoint stands, and "
-                    f"a smaller --lr may help"
-                )
-            last = trainer.done == steps
-            if last or trainer.done % save_every == 0:
-                trainer.save(out / "training.safetensors")
-                save(out / "model.safetensors", checkpoint())
-            if last or trainer.done % sample_every == 0:
-                _picture(checkpoint(), str(trainer.device), out / "samples.png")
-    typer.echo(f"{out}/model.safetensors: {trainer.done} steps; see {out}/samples.png")
+def _refuse_launcher() -> None:
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(
+            f"train runs in one process, but WORLD_SIZE is {processes}: start it without torchrun"
+        )
 
 
-def _picture(checkpoint: Checkpoint, device: str, path: Path) -> None:
-    y = parse_classes(None, checkpoint, 16)
-    solver = dpmpp_2m(checkpoint.schedule, min(20, int(checkpoint.schedule.ends[1])))
-    on = backend("torch", device=device)
-    images = draw(checkpoint, on, solver, 16, y, seed=0, batch=16, quiet=True)[-1]
-    pictures.write_png(path, pictures.grid(images, 4), scale=2)
+def _one_of(option: str, value: str, known: Any) -> None:
+    if value not in known:
+        raise ValueError(f"{option} must be one of {', '.join(known)}, but is {value!r}")
 
 
-def _integers(name: str, text: str) -> tuple[int, ...]:
+def _within(least: float, most: float, **counts: int | None) -> None:
+    for name, value in counts.items():
+        if value is not None and not least <= value <= most:
+            bound = f"at least {least}" if value < least else f"at most {most}"
+            raise ValueError(f"{_option(name)} must be {bound}, but is {value}")
+
+
+def _integers(option: str, text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
-        raise ValueError(f"--{name} must be integers, such as 32,64,64, but is {text!r}") from None
+        raise ValueError(f"{option} must be integers, such as 32,64,64, but is {text!r}") from None
+
+
+def _attention(text: str | None, widths: tuple[int, ...]) -> tuple[int, ...]:
+    if text is None:
+        return (1,) if len(widths) > 1 else ()
+    return _integers("--attention", text)
+
+
+def _groups(groups: int | None, widths: tuple[int, ...]) -> int:
+    common = math.gcd(*widths)
+    fit = [n for n in range(1, min(common, 32) + 1) if common % n == 0]
+    if groups is None:
+        return fit[-1] if fit else 1
+    if groups > 0 and common % groups:
+        raise ValueError(
+            f"--groups must divide the --widths {_shown([*widths])}, but is {groups}; "
+            f"{', '.join(str(n) for n in fit)} do"
+        )
+    return groups
+
+
+def _check_size(data: Path, pixels: list[int], resolutions: int) -> None:
+    factor = 2 ** max(resolutions - 1, 0)
+    if any(n % factor for n in pixels):
+        size = max(min(pixels) // factor, 1) * factor
+        raise ValueError(
+            f"{data} has images of {' x '.join(str(n) for n in pixels)} pixels, but {resolutions} "
+            f"--widths need multiples of {factor}: pass --size {size} or {size + factor}, or fewer "
+            f"--widths"
+        )
+
+
+@contextmanager
+def _named_options() -> Generator[None]:
+    """Lets an error that begins with an argument's name begin with its option."""
+    try:
+        yield
+    except ValueError as error:
+        name, _, rest = str(error).partition(" ")
+        raise ValueError(f"{_option(name)} {rest}") from None
+
+
+def _option(name: str) -> str:
+    """The option by which an argument of the network or the recipe is given, if there is one."""
+    name = {"out_channels": "learn_variance", "bfloat16": "precision"}.get(name, name)
+    known = name in inspect.signature(train).parameters
+    return f"--{name.replace('_', '-')}" if known else name
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, cast(list[int], value))) if isinstance(value, list) else str(value)

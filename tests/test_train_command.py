@@ -1,0 +1,467 @@
+"""`ddpm-core train`: what a run leaves, and that bad input is one line and status 2."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import numpy as np
+import pytest
+from helpers import executable, fails, pixels, run
+from PIL import Image
+
+import ddpm_core as ddpm
+from ddpm_core.checkpoints import load
+from ddpm_core.cli import main, runs
+
+SMALL = ["--widths", "8,8", "--groups", 4, "--blocks", 1, "--attention", "", "--batch", 4]
+
+
+@pytest.fixture(scope="session")
+def photos(tmp_path_factory) -> Path:
+    """Eight small pictures in two folders."""
+    folder = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(8):
+        place = folder / ("cat" if i % 2 else "dog") / f"{i}.png"
+        place.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(place)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def started(tmp_path_factory) -> list[object]:
+    """The command of a run in ./run that saves each second step, and draws each sixth."""
+    path = tmp_path_factory.mktemp("data") / "a.npz"
+    images = np.random.default_rng(0).integers(0, 256, (8, 4, 4), dtype=np.uint8)
+    np.savez(path, images=images, classes=np.arange(8) % 2)
+    levels = ["--schedule", "cosine", "--T", 4]  # so that samples take four steps
+    options = ["--data", path, "--out", "run", *SMALL, *levels, "--warmup", 2]
+    return ["train", *options, "--save-every", 2, "--sample-every", 6]
+
+
+@pytest.fixture(scope="session")
+def through(started, tmp_path_factory) -> dict[str, bytes]:
+    """The files of that run after six steps without a stop, on one thread as in each test."""
+    torch = pytest.importorskip("torch")
+    folder, threads = tmp_path_factory.mktemp("through"), torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        run(*started, "--steps", 6)
+    torch.set_num_threads(threads)
+    return files(folder / "run")
+
+
+def files(folder: str | Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+
+
+def status_of(*arguments: object) -> int:
+    """Runs `main` and returns its exit status."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["ddpm-core", *(str(a) for a in arguments)])
+        with pytest.raises(SystemExit) as caught:
+            main()
+    return caught.value.code
+
+
+@pytest.fixture(autouse=True)
+def one_thread_of_processes(one_thread, monkeypatch):
+    """And in those that tests start."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_train_pictures(here, photos, capsys):
+    """Training on folders of pictures leaves a model of their classes that samples, and resumes."""
+    options = ["train", "--data", photos, "--out", "run", "--size", 8, *SMALL]
+    run(*options, "--steps", 3, "--save-every", 2)
+    trained = load("run/model.safetensors")
+    assert (trained.labels, trained.size, trained.config.channels) == (("cat", "dog"), (8, 8), 3)
+    assert trained.notes["trained"] == "3 steps of 4"
+    assert pixels("run/samples.png").shape == (2 * (4 * 8 + 5 * 2),) * 2 + (3,)
+    run("sample", "--model", "run", "--classes", "dog,none", "--grid", "1x3", "--steps", 2)
+    assert pixels("samples.png").shape[-1] == 3
+
+    assert "run holds a run already; pass --resume" in fails(capsys, *options, "--steps", 5)
+    run(*options, "--steps", 5, "--resume")
+    resumed = load("run/model.safetensors")
+    run(*[*options[:4], "through", *options[5:]], "--steps", 5)
+    through = load("through/model.safetensors")
+    assert resumed.notes["trained"] == through.notes["trained"] == "5 steps of 4"
+    for name, value in through.params.items():
+        np.testing.assert_array_equal(resumed.params[name], value)
+    found = sorted(p.name for p in Path("run").iterdir())
+    assert found == ["model.safetensors", "samples.png", "training.safetensors"]
+
+
+def test_train_npz(here):
+    """Training takes an .npz, without its classes if asked, with each schedule and target."""
+    images = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
+    np.savez("a.npz", images=images, classes=np.arange(6) % 2)
+    options = ["train", "--data", "a.npz", "--steps", 1, *SMALL]
+    run(*options, "--out", "a", "--schedule", "cosine", "--T", 50, "--predicts", "v")
+    found = load("a/model.safetensors")
+    assert (found.schedule, found.predicts) == (ddpm.cosine(50), "v")
+    assert (found.config.classes, found.labels, found.size) == (2, ("0", "1"), (4, 4))
+    run(*options, "--out", "b", "--unlabelled")
+    found = load("b/model.safetensors")
+    assert (found.schedule, found.config.classes, found.labels) == (ddpm.linear(), 0, ())
+
+
+BAD_TRAININGS = {
+    "no data": (["--data", "none"], "no data at none"),
+    "empty": (["--data", "empty"], "no IDX files and no pictures"),
+    "no image": (["--data", "broken"], "broken/a.png is not an image"),
+    "T 0": (["--T", 0], "--T must be at least 1, but is 0"),
+    "T large": (["--T", 10**8, "--data", "none"], "--T must be at most 1000000, but is 100000000"),
+    "blocks": (
+        ["--blocks", 10**5, "--data", "none"],
+        "--blocks must be at most 100, but is 100000",
+    ),
+    "T small": (["--T", 10], "would end at beta = 2: T must be above 20"),
+    "schedule": (["--schedule", "quad"], "--schedule must be one of linear, cosine, but is 'quad'"),
+    "target": (
+        ["--predicts", "noise"],
+        "--predicts must be one of x0, eps, v, score, flow, but is",
+    ),
+    "precision": (
+        ["--precision", "int8"],
+        "--precision must be one of auto, float32, bfloat16, but is 'int8'",
+    ),
+    "steps": (["--steps", 0], "--steps must be at least 1, but is 0"),
+    "save every": (["--save-every", 0], "--save-every must be at least 1, but is 0"),
+    "sample every": (["--sample-every", 0], "--sample-every must be at least 1, but is 0"),
+    "size 0": (["--size", 0], "--size must be at least 1, but is 0"),
+    "size 7": (
+        ["--size", 7],
+        "images of 7 x 7 pixels, but 2 --widths need multiples of 2: pass --size 6 or 8, or fewer",
+    ),
+    "size 1": (["--size", 1], "pass --size 2 or 4"),
+    "batch": (["--batch", 9], "--batch must be at most 8, the number of images, but is 9"),
+    "batch 0": (["--batch", 0], "--batch must be an integer of at least 1, but is 0"),
+    "lr": (["--lr", 0], "--lr must be above 0 and finite, but is 0.0"),
+    "lr inf": (["--lr", "inf"], "--lr must be above 0 and finite, but is inf"),
+    "drop label": (["--drop-label", 2], "--drop-label must be within 0 and 1, but is 2.0"),
+    "seed": (["--seed", -1], "--seed must be an integer of at least 0, but is -1"),
+    "widths": (["--widths", "8,x"], "--widths must be integers"),
+    "widths of groups": (
+        ["--widths", "9"],
+        "--groups must divide the --widths 9, but is 4; 1, 3, 9 do",
+    ),
+    "no widths": (["--widths", ""], "--widths must"),
+    "attention": (["--attention", "2"], "--attention must name indices into the 2 widths"),
+    "device": (["--device", "nowhere"], "--device nowhere: torch cannot use device 'nowhere'"),
+    "no values": (["--device", "meta"], "--device meta: Cannot copy out of meta tensor"),
+    "resume nothing": (
+        ["--resume"],
+        "there is no run to resume in run: training.safetensors is missing",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD_TRAININGS.values(), ids=BAD_TRAININGS)
+def test_bad_training(here, photos, capsys, arguments, message):
+    """Each mistake is answered in one line before any training; no folder is made."""
+    Path("empty").mkdir()
+    Path("broken").mkdir()
+    Path("broken/a.png").write_bytes(b"not a picture")
+    options = ["--data", photos, "--out", "run", "--size", 8, *SMALL, "--steps", 2, *arguments]
+    assert message in fails(capsys, "train", *options)
+    assert not Path("run").exists()
+
+
+def test_several_processes(here, photos, capsys, monkeypatch):
+    """Started by a launcher of several processes, each of them refuses."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    said = fails(capsys, "train", "--data", photos, "--out", "run")
+    assert "runs in one process, but WORLD_SIZE is 2: start it without torchrun" in said
+    assert not Path("run").exists()
+
+
+@pytest.mark.parametrize(
+    ("widths", "groups", "attention"), [("8", 8, ()), ("24,48", 24, (1,)), ("7,11", 1, (1,))]
+)
+def test_network_that_fits(here, photos, widths, groups, attention):
+    """By default the groups divide all widths, and a second resolution attends."""
+    options = ["--data", photos, "--out", "run", "--size", 8, "--blocks", 1, "--batch", 4]
+    run("train", *options, "--widths", widths, "--steps", 1)
+    config = load("run/model.safetensors").config
+    assert (config.groups, config.attention) == (groups, attention)
+
+
+def test_no_mps(here, photos, capsys):
+    """Of torch's page on a device that is not there, the first sentence is shown."""
+    torch = pytest.importorskip("torch")
+    if torch.backends.mps.is_available():
+        pytest.skip("MPS is here")
+    said = fails(capsys, "train", "--data", photos, "--out", "run", "--size", 8, "--device", "mps")
+    assert said.startswith("ddpm-core: --device mps: torch cannot use device 'mps': ")
+    assert len(said) < 200
+
+
+def test_out_is_a_file(here, photos, capsys):
+    """A run cannot be a file, and the file is left alone."""
+    Path("run").write_text("mine")
+    options = ["--data", photos, "--out", "run", "--size", 8, *SMALL, "--steps", 2]
+    assert "run" in fails(capsys, "train", *options)
+    assert Path("run").read_text() == "mine"
+
+
+@pytest.mark.parametrize("saved", [0, 2])
+def test_diverging(here, started, capsys, monkeypatch, saved):
+    """Weights that one step made useless are not saved, and what was saved before stays."""
+    options = [*started, "--save-every", 1]
+    if saved:
+        run(*options, "--steps", saved)
+        options.append("--resume")
+    before = files("run") if saved else {}
+    capsys.readouterr()
+    status = status_of(*options, "--lr", "1e30", "--steps", saved + 1)
+    assert status == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert f"the weights of step {saved + 1} give a loss of" in last
+    assert (
+        f"{'stays as it is' if saved else 'was not written yet'}; a smaller --lr may help" in last
+    )
+    assert files("run") == before
+
+
+class Killed(BaseException):
+    """Ends a run at a point, as a kill does: nothing catches it."""
+
+
+@pytest.mark.parametrize("at", range(1, 8))
+def test_killed_between_writes(here, started, through, monkeypatch, at):
+    """A run that ends before any of its seven renames is resumed to the same bytes, each file's."""
+    replace, calls = os.replace, []
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == at:
+            raise Killed
+        replace(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed)
+        with pytest.raises(Killed):
+            run(*started, "--steps", 6)
+    run(*started, "--steps", 6, *(["--resume"] if at > 1 else []))
+    assert files("run") == through
+    assert at < 7 or len(calls) == 7
+
+
+KILLED = """
+import os, sys
+from ddpm_core.cli import app
+replace, calls = os.replace, []
+def killed(*arguments):
+    calls.append(arguments)
+    if len(calls) == 4:
+        os._exit(9)
+    replace(*arguments)
+os.replace = killed
+app.run(sys.argv[1:])
+"""
+
+
+def test_killed_process(here, started, through, capsys):
+    """What a killed process leaves, half a file and a lock, is in the way of no other."""
+    command = [*started, "--steps", 6]
+    ran = subprocess.run([sys.executable, "-c", KILLED, *map(str, command)], capture_output=True)
+    assert ran.returncode == 9
+    assert len(files("run")) == 4  # training, model, a part of the next model, and .lock
+    run(*command, "--resume")
+    assert "run goes on after step 4; wrote model.safetensors again" in capsys.readouterr().err
+    assert files("run") == through
+
+
+@pytest.fixture
+def finished(here, through) -> None:
+    """The run of `through`, in ./run."""
+    Path("run").mkdir()
+    for name, data in through.items():
+        Path("run", name).write_bytes(data)
+
+
+@pytest.mark.parametrize("lost", ["model.safetensors", "samples.png"])
+@pytest.mark.parametrize("how", ["missing", "older", "broken"])
+def test_finished_run_is_refreshed(finished, started, through, capsys, lost, how):
+    """Resuming a finished run writes what is missing or old, says so, and changes nothing else."""
+    path = Path("run", lost)
+    if how == "older":
+        run(*started, "--out", "other", "--steps", 2)
+        Path("other", lost).replace(path)
+    elif how == "broken":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+    capsys.readouterr()
+    run(*started, "--steps", 6, "--resume")
+    assert capsys.readouterr() == (f"run has done its 6 steps already; wrote {lost} again\n", "")
+    assert files("run") == through
+
+
+def test_finished_run(finished, started, through, capsys):
+    """Resuming a finished run with nothing amiss writes nothing; fewer steps are refused."""
+    run(*started, "--steps", 6, "--resume")
+    assert capsys.readouterr() == ("run has done its 6 steps already\n", "")
+    said = fails(capsys, *started, "--steps", 4, "--resume")
+    assert "--steps counts all steps of a run: run has done 6 already, and --steps is 4" in said
+    assert files("run") == through
+
+
+def test_other_options(here, started, through, capsys):
+    """Resuming with other options names each, with both values; the learning rate may change."""
+    run(*started, "--steps", 2)
+    other = ["--widths", "8,16", "--batch", 3, "--learn-variance", "--predicts", "v", "--T", 5]
+    said = fails(capsys, *started, "--steps", 6, "--resume", *other)
+    assert "--widths was 8,8 and is 8,16" in said
+    assert "--batch was 4 and is 3" in said
+    assert "--learn-variance was 1 and is 2" in said
+    assert "--predicts was eps and is v" in said
+    assert re.search("--schedule was T = 4, #[0-9a-f]+ and is T = 5, #[0-9a-f]+", said)
+    assert "--seed" not in said
+    assert files("run")["training.safetensors"]
+    run(*started, "--steps", 6, "--resume", "--lr", 1e-3)
+    assert load("run/model.safetensors").notes["step"] == 6
+    assert files("run")["model.safetensors"] != through["model.safetensors"]
+
+
+@pytest.fixture
+def signalled(monkeypatch):
+    """Sends this process signals during the third step of a run."""
+    from ddpm_core_torch.training import Trainer
+
+    step = Trainer.step
+
+    def sending(*numbers):
+        def step_and_send(self):
+            value = step(self)
+            for number in numbers if self.done == 3 else ():
+                signal.raise_signal(number)
+            return value
+
+        monkeypatch.setattr(Trainer, "step", step_and_send)
+
+    return sending
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_signals_save(here, started, through, capsys, signalled, name):
+    """A signal ends a run after its step, saved, with the status of that signal."""
+    number = getattr(signal, name, None) or pytest.skip(f"no {name} here")
+    before = signal.signal(number, signal.default_int_handler)
+    try:
+        signalled(number)
+        assert status_of(*started, "--steps", 6) == 128 + number
+        assert signal.getsignal(number) is signal.default_int_handler
+        *_, last = capsys.readouterr().err.splitlines()
+        assert last == "stopped: run/training.safetensors holds step 3; --resume goes on"
+        assert sorted(files("run")) == ["model.safetensors", "training.safetensors"]
+        assert load("run/model.safetensors").notes["step"] == 3
+        signalled()
+        run(*started, "--steps", 6, "--resume")
+        assert files("run") == through
+    finally:
+        signal.signal(number, before)
+
+
+def test_signal_after_a_step(here, started, monkeypatch):
+    """A signal that comes when a step is over, and was not due to be saved, still saves it."""
+
+    class Bar:
+        count = 0
+
+        def advance(self, note):
+            self.count += 1
+            if self.count == 3:
+                signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(runs, "progress", lambda *_, **__: nullcontext(Bar()))
+    assert status_of(*started, "--steps", 6) == 130
+    assert load("run/model.safetensors").notes["step"] == 3
+
+
+def test_second_signal(here, started, signalled):
+    """A second signal does not wait for the step to be saved."""
+    signalled(signal.SIGINT, signal.SIGINT)
+    assert status_of(*started, "--steps", 6) == 130
+    assert sorted(files("run")) == ["model.safetensors", "training.safetensors"]
+    assert load("run/model.safetensors").notes["step"] == 2
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP here")
+def test_nohup(here, started, through, signalled):
+    """A signal that is ignored stays so, as under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signalled(signal.SIGHUP)
+        run(*started, "--steps", 6)
+        assert files("run") == through
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_one_trainer_a_folder(here, started, capsys):
+    """While one trainer has a folder, another is refused with the pid of the first."""
+    Path("run").mkdir()
+    with runs.locked(Path("run")):
+        said = fails(capsys, *started, "--steps", 1)
+        assert f"run is in use by process {os.getpid()}: wait for it, or pass another" in said
+        assert list(files("run")) == [".lock"]
+    assert files("run") == {}
+    Path("run/.lock").write_text("1")  # of a process that was killed
+    run(*started, "--steps", 1)
+    assert ".lock" not in files("run")
+
+
+def test_lock_that_vanishes(here, monkeypatch):
+    """A lock on a file that its last owner just removed is not taken for one."""
+    lock, calls = runs._lock, []
+
+    def late(file):
+        calls.append(file)
+        if len(calls) == 1:
+            Path(".lock").unlink()
+        lock(file)
+
+    monkeypatch.setattr(runs, "_lock", late)
+    with runs.locked(Path()), pytest.raises(ValueError, match="in use"), runs.locked(Path()):
+        pass
+    assert len(calls) == 3
+
+
+def test_what_is_said(here, started, capsys, monkeypatch):
+    """A run says what it trains; where stderr is no terminal, lines tell how far it is."""
+    monkeypatch.setattr("ddpm_core.cli.progress.INTERVAL", 0)
+    run(*started, "--steps", 2)
+    out, err = capsys.readouterr()
+    count = sum(p.size for p in load("run/model.safetensors").params.values())
+    first, *lines = err.splitlines()
+    assert first == f"8 images of 4 x 4 x 1, 2 classes; {count:,} parameters; cpu, float32"
+    assert re.match(r"Training 1/2, loss \d\.\d{4}, \d+ images/s", lines[0])
+    assert "nan" not in err
+    assert out == "run/model.safetensors: 2 steps; see run/samples.png\n"
+
+
+def test_no_space_while_training(tmp_path, photos):
+    """With no space left for the state of a run: one line, no half-written file."""
+    pytest.importorskip("resource")
+    options = ["--data", photos, "--out", "run", "--size", 8, *SMALL, "--steps", 1]
+    ran = executable("train", *options, cwd=tmp_path, limit=4000)
+    assert ran.returncode == 2
+    *_, last = ran.stderr.splitlines()
+    assert last == "ddpm-core: run/training.safetensors: File too large"
+    assert list((tmp_path / "run").iterdir()) == []
