@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from command import tiny
 from PIL import Image
-from test_cli import tiny
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import save

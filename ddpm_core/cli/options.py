@@ -1,0 +1,26 @@
+"""Options of several commands, and what they stand for."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import numpy as np
+import typer
+
+from ddpm_core.backends import Backend, backend
+
+BackendName: TypeAlias = Annotated[
+    str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
+]
+
+
+def open_backend(name: str, device: str | None) -> Backend:
+    """The backend of a name on a device; ValueError if arrays do not come back from it."""
+    on = backend(name, device=device)
+    try:
+        on.to_numpy(on.asarray(np.zeros(1)))
+    except Exception as error:  # a library's own, such as that of torch's device "meta"
+        raise ValueError(
+            f"--device {device}: {name} cannot compute there ({type(error).__name__}: {error})"
+        ) from None
+    return on
