@@ -335,8 +335,8 @@ BAD_SAMPLES = {
         "--steps must be at most 100, the model's noise levels, but is 101",
     ),
     "steps text": (["--steps", "two"], "Invalid value for '--steps'.*see --help"),
-    "seed": (["--seed", "-1"], "Invalid value for '--seed'"),
-    "seed large": (["--seed", str(2**64)], "Invalid value for '--seed'"),
+    "seed": (["--seed", "-1"], "--seed must lie within 0 .. 2.64 - 1, but is -1"),
+    "seed large": (["--seed", str(2**64)], "--seed must lie within"),
     "seed text": (["--seed", "x"], "Invalid value for '--seed'"),
     "batch": (["--batch", "0"], "Invalid value for '--batch'"),
     "scale": (["--scale", "0"], "Invalid value for '--scale'"),
@@ -356,6 +356,8 @@ BAD_SAMPLES = {
     "ids large": (["--ids", "2147483647:2147483649"], "END at most 2"),
     "ids many": (["--ids", "0:2000000000"], "at most 10,000,000 images"),
     "out twice": (["--out-dir", "d", "--out", "s.png"], "leave out --out, --grid and --gif"),
+    "out dir is a file": (["--out-dir", "cut.safetensors"], "cut.safetensors is a file"),
+    "out dir nowhere": (["--out-dir", "no/d"], "no folder no to write d in"),
     "npz grid": (["--out", "s.npz"], "an .npz has no sheet"),
     "resume": (["--resume"], "--resume goes with --out-dir"),
     "out folder": (["--out", "none/s.png"], "no folder none to write s.png in"),
@@ -389,7 +391,8 @@ def test_bad_sample(here, model, capsys, arguments, message):
     plain = UNetConfig(channels=1, out_channels=1, widths=(4,), groups=4, attention=())
     save("plain.safetensors", tiny(config=plain, labels=()))
     before = set(here.rglob("*"))
-    options = ["--model", model, "--grid", "1x1", "--steps", 2, *arguments]
+    sheet = [] if "--out-dir" in arguments and "--out" not in arguments else ["--grid", "1x1"]
+    options = ["--model", model, *sheet, "--steps", 2, *arguments]
     assert re.search(message, fails(capsys, "sample", *options))
     assert set(here.rglob("*")) == before
 

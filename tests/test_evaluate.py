@@ -213,7 +213,7 @@ def test_names_are_no_markup(place):
         (["run", "--data", "data.npz", "--variance", "huge"], "no variance 'huge'"),
         (["run", "--data", "data.npz", "--terms", "100"], "--terms must be at most 99"),
         (["run", "--data", "data.npz", "--batch", "0"], "Invalid value for '--batch'"),
-        (["run", "--data", "data.npz", "--seed", "-1"], "Invalid value for '--seed'"),
+        (["run", "--data", "data.npz", "--seed", "-1"], "--seed must lie within 0"),
         (["run", "--data", "data.npz", "--split", "val"], "--split must be train or t10k (or test"),
         (["run", "--data", "data.npz", "--steps", "2000"], "--steps must lie within 2 .. 100"),
         (["run", "--data", "data.npz", "--plot", "p.svg"], "must end in .png"),

@@ -16,7 +16,7 @@ from rich.table import Table
 from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import datasets
 from ddpm_core.cli.models import Device, open_model
-from ddpm_core.cli.options import BackendName, open_backend
+from ddpm_core.cli.options import DATA, BackendName, check_seed, open_backend
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.cli.rate import Run, report
 from ddpm_core.samplers import levels_of
@@ -26,13 +26,7 @@ VARIANCES = ("auto", "small", "large", "optimal", "learned")
 
 
 def evaluate(
-    data: Annotated[
-        Path,
-        typer.Option(
-            help="A folder of IDX files, or one of images; a folder of pictures, of which "
-            "sub-folders are classes; or an .npz or .npy of uint8 images."
-        ),
-    ],
+    data: Annotated[Path, typer.Option(help=DATA)],
     model: Annotated[
         str, typer.Argument(help="A bundled model's name, a checkpoint file, or a run's folder.")
     ] = "fashion-mnist",
@@ -61,12 +55,7 @@ def evaluate(
     labelled: Annotated[
         bool, typer.Option("--labelled", help="Tell the model each image's class.")
     ] = False,
-    seed: Annotated[
-        int,
-        typer.Option(
-            min=0, max=2**64 - 1, metavar="INTEGER", help="Decides the noise and the terms."
-        ),
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Decides the noise, and which terms are drawn.")] = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers, to a .json.")
     ] = None,
@@ -88,6 +77,7 @@ def evaluate(
     test split of IDX files by default; of other data they are the first ones, so keep what the
     model was trained on elsewhere.
     """
+    check_seed(seed)
     if variance not in VARIANCES:
         raise ValueError(f"no variance {variance!r}; there are {', '.join(VARIANCES)}")
     split = "t10k" if split == "test" else split

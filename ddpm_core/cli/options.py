@@ -13,6 +13,18 @@ BackendName: TypeAlias = Annotated[
     str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
 ]
 
+DATA = (
+    "A folder of IDX files as MNIST has them, or one such file of images; a folder of pictures; or "
+    "an .npz or .npy of uint8 images. Sub-folders of pictures are classes, unless a picture lies "
+    "outside of them; transparency is laid on white, and of a GIF the first frame is read."
+)
+
+
+def check_seed(seed: int) -> None:
+    """ValueError unless 0 <= seed < 2^64."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"--seed must lie within 0 .. 2^64 - 1, but is {seed}")
+
 
 def open_backend(name: str, device: str | None) -> Backend:
     """The backend of a name on a device; ValueError if arrays do not come back from it."""

@@ -7,9 +7,9 @@ import json
 import math
 import re
 import zlib
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 import typer
@@ -20,7 +20,7 @@ from ddpm_core.checkpoints import Checkpoint
 from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import pictures
 from ddpm_core.cli.models import Device, open_model
-from ddpm_core.cli.options import BackendName, open_backend
+from ddpm_core.cli.options import BackendName, check_seed, open_backend
 from ddpm_core.cli.progress import Bar, counted, progress
 from ddpm_core.denoisers import clip
 from ddpm_core.samplers import Sampler, trajectory
@@ -40,6 +40,9 @@ SAMPLERS = {name: getattr(samplers, name) for name in _NAMES.split()}
 MOST = 10_000_000  #: images of one command
 BYTES = 1 << 32  #: of an .npz
 SETTINGS = "samples.json"
+
+#: Ids, process= -> ids and what `draw` gives of them, batch by batch.
+_Run: TypeAlias = Callable[..., Iterable[tuple[Array, list[Array]]]]
 
 _WHAT, _WHERE, _HOW = "What is drawn", "Where it goes", "How it is drawn"
 
@@ -78,8 +81,8 @@ def sample(
     seed: Annotated[
         int,
         typer.Option(
-            min=0, max=2**64 - 1, metavar="INTEGER", rich_help_panel=_WHAT,
-            help="An image is the same for the same seed and id, on every backend.",
+            rich_help_panel=_WHAT,
+            help="The same seed and id give the same image on every backend, but for rounding.",
         ),
     ] = 0,
     out: Annotated[
@@ -148,6 +151,7 @@ def sample(
     device: Device = None,
 ) -> None:  # fmt: skip
     """Sample images from a trained model, onto one sheet or into many files."""
+    check_seed(seed)
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
     if out_dir is not None and (out is not None or grid is not None or gif is not None):
@@ -159,7 +163,9 @@ def sample(
         pictures.check_place(out, ".png", ".npz")
         if out.suffix.lower() == ".npz" and (grid is not None or gif is not None):
             raise ValueError("an .npz has no sheet: leave out --grid and --gif")
-    elif not out_dir.is_dir():
+    elif out_dir.exists() and not out_dir.is_dir():
+        raise NotADirectoryError(f"{out_dir} is a file, not a folder for --out-dir")
+    elif not out_dir.exists():
         pictures.check_place(out_dir, out_dir.suffix.lower())
     if gif is not None:
         pictures.check_place(gif, ".gif")
@@ -195,53 +201,86 @@ def sample(
             "model": _fingerprint(checkpoint), "sampler": sampler, "steps": steps, "seed": seed,
             "classes": None if dealt is None else dealt.tolist(),
         }  # fmt: skip
-        _check_channels(checkpoint)
-        missing = _missing(out_dir, wanted, about, resume)
-        for numbers, (x,) in run(missing):
-            if not (out_dir / SETTINGS).exists():
-                out_dir.mkdir(exist_ok=True)
-                write_whole(out_dir / SETTINGS, (json.dumps(about, indent=2) + "\n").encode())
-            for i, image in zip(numbers, pictures.to_bytes(x), strict=True):
-                pictures.write_png(_place(out_dir, i), pictures.flat(image.transpose(1, 2, 0)))
-        written = f"Wrote {len(missing)} pictures in {out_dir}"
-        if len(missing) < len(wanted):
-            written += f", where {len(wanted) - len(missing)} were already"
+        written = _write_folder(run, checkpoint, out_dir, wanted, about, resume)
     elif out.suffix.lower() == ".npz":
-        size = len(wanted) * math.prod((checkpoint.config.channels, *checkpoint.size))
-        if size > BYTES:
-            raise ValueError(
-                f"{out} would hold {size:,} bytes of images, of at most {BYTES:,}; use --out-dir, "
-                f"or several files and --ids"
-            )
-        images = np.concatenate([pictures.to_bytes(x) for _, (x,) in run(wanted)])
-        write_whole(out, _npz(images, _classes_of(dealt, wanted), wanted))
-        written = f"Wrote {out}"
+        written = _write_npz(run, checkpoint, out, wanted, dealt)
     else:
-        _check_channels(checkpoint)
         frames = 1 if gif is None else solver.nfe
-        height, width = (scale * n for n in pictures.grid_size(rows, columns, *checkpoint.size))
-        if height * width * frames > pictures.PIXELS:
-            raise ValueError(
-                f"the sheet would be {width:,} x {height:,} pixels in {frames:,} frames, of at "
-                f"most {pictures.PIXELS:,} in all; a smaller --grid, --scale or --count would do"
-            )
-        drawn = [
-            [pictures.to_bytes(x) for x in states]
-            for _, states in run(wanted, process=gif is not None)
-        ]
-        sheets = [
-            pictures.grid(np.concatenate(parts), columns) for parts in zip(*drawn, strict=True)
-        ]
-        names = _headers(_classes_of(dealt, wanted), columns, checkpoint.labels)
-        pictures.write_png(out, sheets[-1], scale, *names)
-        written = f"Wrote {out}"
-        if gif is not None:
-            pictures.write_gif(gif, sheets, scale, *names)
-            written += f" and {gif}"
+        written = _write_sheet(
+            run, checkpoint, out, gif, wanted, dealt, (rows, columns), scale, frames
+        )
     typer.echo(
         f"{written}: {len(wanted)} images of {model}, {sampler}, {steps} steps, {solver.nfe} "
         f"network calls."
     )
+
+
+def _write_folder(
+    run: _Run,
+    checkpoint: Checkpoint,
+    folder: Path,
+    ids: Array,
+    about: dict[str, Any],
+    resume: bool,
+) -> str:
+    """Writes the pictures that a folder lacks, each as soon as it is drawn; says what it did."""
+    _check_channels(checkpoint)
+    missing = _missing(folder, ids, about, resume)
+    for numbers, (x,) in run(missing):
+        if not (folder / SETTINGS).exists():
+            folder.mkdir(exist_ok=True)
+            write_whole(folder / SETTINGS, (json.dumps(about, indent=2) + "\n").encode())
+        for i, image in zip(numbers, pictures.to_bytes(x), strict=True):
+            pictures.write_png(_place(folder, i), pictures.flat(image.transpose(1, 2, 0)))
+    written = f"Wrote {len(missing)} pictures in {folder}"
+    if len(missing) < len(ids):
+        written += f", where {len(ids) - len(missing)} were already"
+    return written
+
+
+def _write_npz(
+    run: _Run, checkpoint: Checkpoint, out: Path, ids: Array, dealt: Array | None
+) -> str:
+    size = len(ids) * math.prod((checkpoint.config.channels, *checkpoint.size))
+    if size > BYTES:
+        raise ValueError(
+            f"{out} would hold {size:,} bytes of images, of at most {BYTES:,}; use --out-dir, or "
+            f"several files and --ids"
+        )
+    images = np.concatenate([pictures.to_bytes(x) for _, (x,) in run(ids)])
+    write_whole(out, _npz(images, _classes_of(dealt, ids), ids))
+    return f"Wrote {out}"
+
+
+def _write_sheet(
+    run: _Run,
+    checkpoint: Checkpoint,
+    out: Path,
+    gif: Path | None,
+    ids: Array,
+    dealt: Array | None,
+    places: tuple[int, int],
+    scale: int,
+    frames: int,
+) -> str:
+    _check_channels(checkpoint)
+    rows, columns = places
+    height, width = (scale * n for n in pictures.grid_size(rows, columns, *checkpoint.size))
+    if height * width * frames > pictures.PIXELS:
+        raise ValueError(
+            f"the sheet would be {width:,} x {height:,} pixels in {frames:,} frames, of at most "
+            f"{pictures.PIXELS:,} in all; a smaller --grid, --scale or --count would do"
+        )
+    drawn = [
+        [pictures.to_bytes(x) for x in states] for _, states in run(ids, process=gif is not None)
+    ]
+    sheets = [pictures.grid(np.concatenate(parts), columns) for parts in zip(*drawn, strict=True)]
+    names = _headers(_classes_of(dealt, ids), columns, checkpoint.labels)
+    pictures.write_png(out, sheets[-1], scale, *names)
+    if gif is None:
+        return f"Wrote {out}"
+    pictures.write_gif(gif, sheets, scale, *names)
+    return f"Wrote {out} and {gif}"
 
 
 def draw(
