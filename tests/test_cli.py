@@ -129,10 +129,20 @@ def test_answers_are_bounded(monkeypatch, capsys):
     assert said.endswith(" the end\n")
 
 
-def test_answers_cannot_steer_the_terminal(capsys):
+def test_answers_cannot_steer_the_terminal(monkeypatch, capsys):
     """Control characters, and bytes that are no text, are shown as escapes."""
-    said = fails(capsys, "sample", "--model", "a\x1b[2J\x07\u202eb\udcff")
-    assert r"a\x1b[2J\x07\u202eb\udcff" in said
+    odd = "a\x1b[2J\x07\u202eb\udcff é"
+    for error in (ValueError(odd), FileNotFoundError(2, "No such file", odd)):
+        monkeypatch.setattr(app, "run", failing(error))
+        assert r"ddpm-core: a\x1b[2J\x07\u202eb\udcff é" in fails(capsys, "info")
+
+
+def test_without_typer():
+    """What the command line lacks is named, with the line that installs it."""
+    code = "import sys; sys.modules['typer'] = None; from ddpm_core.cli import main; main()"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    wanted = "ddpm-core: the command line needs typer: pip install 'ddpm-core[cli]'\n"
+    assert (ran.returncode, ran.stdout, ran.stderr) == (2, "", wanted)
 
 
 def test_traceback(monkeypatch, capsys):

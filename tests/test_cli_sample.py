@@ -106,6 +106,10 @@ def test_classes(here, model):
     assert parsed("0,none,1") == [0, -1, 1, 0]
     swapped = tiny(labels=("2", "0", "1"))
     assert parse_classes("2,0,1", swapped, 3).tolist() == [0, 1, 2]
+    few, many = tiny(labels=("cat",)), tiny(labels=tuple("abcdef"))
+    assert parse_classes("2,cat", few, 2).tolist() == [2, 0]
+    with pytest.raises(ValueError, match="no class 'f'"):
+        parse_classes("f", many, 1)
     unnamed = tiny(labels=())
     assert parse_classes("2,0", unnamed, 2).tolist() == [2, 0]
 
@@ -197,6 +201,13 @@ def test_names_of_classes(here, model):
     assert mixed.shape == (2 * 24 + 8, 4 * 32 + 8)
     run("sample", "--model", model, "--steps", 1, "--out", "all.png")  # 8 rows, 2 times 3 columns
     assert pixels("all.png").shape[1] == 2 * (6 * 8 + 2)
+
+
+def test_classes_without_names(here):
+    """Classes that have no name are shown by number."""
+    save("few.safetensors", tiny(labels=("cat",)))
+    run("sample", "--model", "few.safetensors", "--steps", 1, "--grid", "2x3", "--scale", 8)
+    assert pixels("samples.png").shape[0] > 2 * 8 * 6 + 16 + 8
 
 
 def test_names_that_no_font_has(here):

@@ -16,7 +16,8 @@ BackendName: TypeAlias = Annotated[
 DATA = (
     "A folder of IDX files as MNIST has them, or one such file of images; a folder of pictures; or "
     "an .npz or .npy of uint8 images. Sub-folders of pictures are classes, unless a picture lies "
-    "outside of them; transparency is laid on white, and of a GIF the first frame is read."
+    "outside of them; transparency is laid on white, and of a GIF the first frame is read. The "
+    "classes of IDX files are called by the lines of a labels.txt beside them, or by number."
 )
 
 

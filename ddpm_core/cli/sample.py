@@ -395,7 +395,7 @@ def deal(classes: str | None, checkpoint: Checkpoint) -> Array | None:
         raise ValueError("--classes was given, but this model has no classes")
     known = {str(i): i for i in range(total)} | {"none": -1}
     # Names last: a class that is called 7 is asked for by its name, whichever its number.
-    known |= {label.lower(): i for i, label in enumerate(checkpoint.labels)}
+    known |= {label.lower(): i for i, label in enumerate(checkpoint.labels[:total])}
     names = [name.strip() for name in classes.split(",")]
     for name in names:
         if name.lower() not in known:
@@ -439,7 +439,8 @@ def _headers(
         return (), ()
 
     def named(classes: Array) -> list[str]:
-        return ["no class" if k < 0 else str(labels[k] if labels else k) for k in classes]
+        known = dict(enumerate(labels)) | {-1: "no class"}
+        return [known.get(k, str(k)) for k in classes.tolist()]
 
     if np.array_equal(y, y[np.arange(len(y)) % columns]):
         return named(y[:columns]), ()
