@@ -60,7 +60,10 @@ def test_train_npz(here):
 BAD_TRAININGS = {
     "no data": (["--data", "none"], "no data at none"),
     "empty": (["--data", "empty"], "no IDX files and no pictures"),
-    "no image": (["--data", "broken"], "broken/a.png is not an image"),
+    "no image": (
+        ["--data", "broken"],
+        "1 of 1 pictures cannot be read; repair or remove broken/a.png (is not one of PNG",
+    ),
     "T 0": (["--T", 0], "T must be an integer of at least 1, but is 0"),
     "T small": (["--T", 10], "would end at beta = 2: T must be above 20"),
     "schedule": (["--schedule", "quad"], "no schedule 'quad'; there are linear, cosine"),
