@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_core.cli.datasets import FASHION, read, to_range
+from ddpm_core.cli import datasets
+from ddpm_core.cli.datasets import read, to_range
 
 REAL = Path("/usr/share/datasets/fashion-mnist")
 RNG = np.random.default_rng(0)
@@ -38,14 +39,18 @@ def picture(path: Path, a: np.ndarray, **options) -> Path:
     return path
 
 
-def refused(path: Path, message: str, error: type[Exception] = ValueError, **options) -> None:
+def refused(
+    path: Path,
+    message: str,
+    error: type[Exception] = ValueError,
+    where: Path | None = None,
+    **options,
+) -> None:
+    """Reading fails in one line that names the path, or `where` the fault lies."""
     with pytest.raises(error, match=message) as caught:
         read(path, **options)
     assert "\n" not in str(caught.value)
-    assert str(path) in str(caught.value)
-
-
-# IDX. ---------------------------------------------------------------------------------------------
+    assert str(where or path) in str(caught.value)
 
 
 @pytest.mark.parametrize("zipped", [False, True])
@@ -61,8 +66,31 @@ def test_idx(tmp_path, zipped):
 
 
 def test_idx_other_split(tmp_path):
-    """A split that is not there is a folder without pictures."""
-    refused(idx_folder(tmp_path, idx(IMAGES), idx(CLASSES)), "no IDX files", split="t10k")
+    """A split that is not there is missed by its name."""
+    folder = idx_folder(tmp_path, idx(IMAGES), idx(CLASSES))
+    refused(folder, r"has no t10k-images-\*", FileNotFoundError, split="t10k")
+
+
+def test_idx_file(tmp_path):
+    """A file of images is read with its labels beside it, whatever their split is called."""
+    folder = idx_folder(tmp_path, gzip.compress(idx(IMAGES)), gzip.compress(idx(CLASSES)), ".gz")
+    found = read(folder / "train-images-idx3-ubyte.gz")
+    np.testing.assert_array_equal(found.images, IMAGES[:, None], strict=True)
+    np.testing.assert_array_equal(found.classes, CLASSES)
+    (tmp_path / "my-images.idx").write_bytes(idx(IMAGES[:1]))
+    refused(tmp_path / "my-images.idx", "has no my-labels", FileNotFoundError, where=tmp_path)
+    (tmp_path / "my-labels.idx").write_bytes(idx(CLASSES[:1]))
+    assert read(tmp_path / "my-images.idx").classes.tolist() == [2]
+
+
+def test_idx_names(tmp_path):
+    """Classes are called by the lines of labels.txt, else by number, wherever the files lie."""
+    folder = idx_folder(tmp_path / "fashion", idx(IMAGES), idx(np.arange(5, dtype=np.uint8) * 2))
+    assert read(folder).labels == tuple("012345678")
+    (folder / "labels.txt").write_text("\n".join("abcdefghij") + "\n")
+    assert read(folder).labels == tuple("abcdefghij")
+    (folder / "labels.txt").write_text("a\nb\n")
+    refused(folder, "must name at least 9 classes.*names 2")
 
 
 def test_idx_truncated(tmp_path):
@@ -81,9 +109,10 @@ def test_idx_wrong_header(tmp_path):
     floats = struct.pack(">4B3I", 0, 0, 13, 3, *IMAGES.shape) + IMAGES.tobytes()
     for data in (floats, idx(CLASSES), b"\x89PNG" + idx(IMAGES)[4:]):
         refused(idx_folder(tmp_path, data, idx(CLASSES)), "not an IDX file of 3-dimensional")
-    for sizes in ((2**32 - 1, 2**32 - 1, 784), (2**31, 2**31, 4), (0, 28, 28)):
+    for sizes in ((2**31, 2, 3), (6, 4, 6), (0, 28, 28), (5, 0, 0)):
         data = struct.pack(">4B3I", 0, 0, 8, 3, *sizes)
-        refused(idx_folder(tmp_path, data, idx(CLASSES)), "truncated|images but 5 labels")
+        message = "truncated" if all(sizes) else "has no images"
+        refused(idx_folder(tmp_path, data, idx(CLASSES)), message)
 
 
 def test_idx_mismatch(tmp_path):
@@ -100,16 +129,13 @@ def test_fashion_mnist():
     train, test = read(REAL), read(REAL, split="t10k")
     assert train.images.shape == (60_000, 1, 28, 28)
     assert test.images.shape == (10_000, 1, 28, 28)
-    assert train.labels == test.labels == FASHION
+    assert train.labels == test.labels == tuple("0123456789")
     np.testing.assert_array_equal(np.bincount(train.classes), np.full(10, 6000))
     np.testing.assert_array_equal(np.bincount(test.classes), np.full(10, 1000))
     # Mean and deviation of the training pixels: 0.2860 and 0.3530 of 255, which are the numbers
     # in the issues and examples of github.com/zalandoresearch/fashion-mnist.
     assert train.images.mean() == pytest.approx(72.94, abs=0.005)
     assert train.images.std() == pytest.approx(90.02, abs=0.005)
-
-
-# Pictures. ----------------------------------------------------------------------------------------
 
 
 def test_grey_pictures(tmp_path):
@@ -163,7 +189,7 @@ def test_size_crops_the_middle(tmp_path):
     wanted = np.stack([wide[:, 8:16], tall.T[8:16]])[:, None]
     np.testing.assert_array_equal(found, wanted, strict=True)
     assert read(tmp_path, size=4).images.shape == (2, 1, 4, 4)
-    refused(tmp_path, "different sizes .*pass a size")
+    refused(tmp_path, "different sizes .*--size")
 
 
 def test_exif_rotation(tmp_path):
@@ -187,17 +213,43 @@ def test_broken_pictures(tmp_path):
         whole[:8] + b"x" * 99,
     ):
         broken.write_bytes(data)
-        with pytest.raises(ValueError, match=r"b\.png is not an image that can be read") as caught:
+        with pytest.raises(ValueError, match=r"1 of 2 pictures .* .*b\.png \(") as caught:
             read(tmp_path)
         assert "\n" not in str(caught.value)
 
 
+def test_all_broken_pictures_are_named(tmp_path):
+    """One run says how many are broken, and which, up to three."""
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(b"not a picture")
+        picture(tmp_path / f"good{i}.png", IMAGES[i % 5])
+    refused(tmp_path, r"6 of 12 pictures .*0\.png \(.*1\.png \(.*2\.png \(.* and 3 others")
+
+
 def test_huge_picture(tmp_path, monkeypatch):
-    """What Pillow takes for a decompression bomb is refused like any other bad picture."""
+    """A picture of too many pixels is refused, and the limit named."""
     picture(tmp_path / "a.png", IMAGES[0])
-    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4)
-    with pytest.raises(ValueError, match=r"a\.png is not an image that can be read"):
-        read(tmp_path)
+    monkeypatch.setattr(datasets, "PIXELS", 23)
+    refused(tmp_path, r"a\.png \(6 x 4 pixels, of which 23 are the most\)")
+    refused(tmp_path, "too many for a size of 5", size=5)
+
+
+def test_transparent_pictures(tmp_path):
+    """What is transparent is white, in grey pictures and in colour; half is half."""
+    colour = np.zeros((1, 3, 4), np.uint8)
+    colour[0, :, 3] = 255, 0, 51
+    picture(tmp_path / "colour" / "a.png", colour)
+    found = read(tmp_path / "colour").images
+    np.testing.assert_array_equal(found, np.stack([[[0, 255, 204]]] * 3)[None])
+    picture(tmp_path / "grey" / "a.png", colour[..., 2:])
+    np.testing.assert_array_equal(read(tmp_path / "grey").images, [[[[0, 255, 204]]]])
+
+
+def test_first_frame(tmp_path):
+    """Of an animation the first frame is taken."""
+    frames = [Image.fromarray(a) for a in IMAGES[:3]]
+    frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:])
+    np.testing.assert_array_equal(read(tmp_path).images, np.stack([IMAGES[:1]] * 3, axis=1))
 
 
 def test_nothing_there(tmp_path):
@@ -205,11 +257,8 @@ def test_nothing_there(tmp_path):
     refused(tmp_path, "no IDX files and no pictures")
     (tmp_path / "a.txt").write_text("text")
     refused(tmp_path, "no IDX files and no pictures")
-    refused(tmp_path / "a.txt", r"neither a folder nor an \.npz or \.npy")
+    refused(tmp_path / "a.txt", "neither a folder, nor an .npz or .npy file, nor an IDX")
     refused(tmp_path / "none", "no data at", FileNotFoundError)
-
-
-# NumPy files. -------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -221,6 +270,9 @@ def test_nothing_there(tmp_path):
         ((5, 8, 6, 1), lambda a: np.moveaxis(a, 3, 1)),
         ((5, 3, 4, 6), lambda a: a),
         ((5, 1, 4, 6), lambda a: a),
+        ((5, 4, 6, 3), lambda a: np.moveaxis(a, 3, 1)),  # 4 is channels only if nothing else is
+        ((5, 3, 6, 4), lambda a: a),
+        ((5, 4, 6, 6), lambda a: a),
     ],
 )
 def test_npy_layouts(tmp_path, shape, moved):
@@ -251,6 +303,10 @@ def test_npz_names(tmp_path, images, classes):
         ({"images": IMAGES.astype(np.float32)}, r"must hold uint8 images .* float32 \(5, 4, 6\)"),
         ({"images": IMAGES[0]}, r"must hold uint8 images .* uint8 \(4, 6\)"),
         ({"images": np.zeros((5, 6, 6, 2), np.uint8)}, "1, 3 or 4 channels"),
+        ({"images": np.zeros((5, 3, 6, 3), np.uint8)}, "1, 3 or 4 channels, first or last"),
+        ({"images": np.zeros((5, 0, 6), np.uint8)}, "has no images"),
+        ({"images": IMAGES, "classes": [0, 1, 2, 0, 2**40]}, "class 1099511627776, but 65,536"),
+        ({"images": IMAGES, "classes": np.uint64([0, 1, 2, 0, 2**63])}, "class 92233720"),
         ({"pixels": IMAGES}, "none of images, x, arr_0, but pixels"),
         ({}, "none of images, x, arr_0, but nothing"),
         ({"images": IMAGES, "classes": CLASSES[:3]}, "one class of at least 0 per image"),

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
+from command import tiny
 from PIL import Image
-from test_cli import tiny
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import save
+from ddpm_core.cli import app, evaluate
 from ddpm_core.cli.datasets import to_range
-from ddpm_core.cli.evaluate import report
+from ddpm_core.cli.rate import report
 from ddpm_core.likelihood import Elbo
 from ddpm_core.nn import UNetConfig
 
@@ -155,6 +158,52 @@ def test_plot(place):
         assert np.asarray(picture.convert("L")).min() < 128
 
 
+def test_errors_are_drawn():
+    """The plot has bands of two standard errors on either side of each curve."""
+    rows = [
+        {"from": 20 - i, "to": 20 - i, "rate": {"mean": i, "error": 0.5}, "rmse": 40.0 - i,
+         "rmse_error": None if i == 2 else 3.0}
+        for i in range(4)
+    ]  # fmt: skip
+    drawn = []
+    with mock.patch("matplotlib.axes.Axes.fill_between", lambda *a, **k: drawn.append(a[1:])):
+        evaluate.draw_curve({"curve": rows})
+    (x, low, high), (_, *rate), (across, *_) = drawn
+    np.testing.assert_allclose(x, [1, 2, 3, 4])
+    np.testing.assert_allclose([low, high], [[34, 33, 38, 31], [46, 45, 38, 43]])
+    np.testing.assert_allclose(rate, [[-1, 0, 1, 2], [1, 2, 3, 4]])
+    np.testing.assert_allclose(across, range(4))
+
+
+def test_splits(place):
+    """`test` is t10k; where the data has no splits the numbers name none."""
+    folder = place / "idx"
+    folder.mkdir(exist_ok=True)
+    images = np.load(place / "data.npz")["images"]
+    for split in ("train", "t10k"):
+        for kind, a in (("images-idx3", images), ("labels-idx1", np.arange(12, dtype=np.uint8))):
+            head = struct.pack(f">4B{a.ndim}I", 0, 0, 8, a.ndim, *a.shape)
+            (folder / f"{split}-{kind}-ubyte").write_bytes(head + a.tobytes())
+    words = ["run", "--images", "4", "--terms", "2", "--steps", "5", "--variance", "small"]
+    (place / "out.json").unlink(missing_ok=True)
+    ran = run(place, *words, "--data", "idx", "--split", "test", "--json", "out.json")
+    assert ran.returncode == 0, ran.stderr
+    assert json.loads((place / "out.json").read_text())["split"] == "t10k"
+    assert numbers(place, *words)["split"] is None
+
+
+def test_names_are_no_markup(place):
+    """A path with brackets is shown as it is."""
+    name = "[bold]a[/red].npz"
+    odd = place / name
+    odd.parent.mkdir(exist_ok=True)
+    odd.write_bytes((place / "data.npz").read_bytes())
+    words = ["--images", "4", "--terms", "2", "--variance", "small"]
+    ran = run(place, "run", "--data", name, *words)
+    assert ran.returncode == 0, ran.stderr
+    assert name in ran.stdout
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -163,10 +212,13 @@ def test_plot(place):
         (["run", "--data", "other.npz"], "the model's are (1, 4, 6)"),
         (["run", "--data", "data.npz", "--variance", "huge"], "no variance 'huge'"),
         (["run", "--data", "data.npz", "--terms", "100"], "--terms must be at most 99"),
-        (["run", "--data", "data.npz", "--batch", "0"], "--batch must be at least 1"),
+        (["run", "--data", "data.npz", "--batch", "0"], "Invalid value for '--batch'"),
+        (["run", "--data", "data.npz", "--seed", "-1"], "--seed must lie within 0"),
+        (["run", "--data", "data.npz", "--split", "val"], "--split must be train or t10k (or test"),
+        (["run", "--data", "data.npz", "--steps", "2000"], "--steps must lie within 2 .. 100"),
         (["run", "--data", "data.npz", "--plot", "p.svg"], "must end in .png"),
         (["run", "--data", "data.npz", "--images", "0"], "pass fewer --images"),
-        (["run", "--data", "data.npz", "--steps", "1"], "--steps must be at least 2"),
+        (["run", "--data", "data.npz", "--steps", "1"], "--steps must lie within 2 .. 100"),
         (["run", "--data", "data.npz", "--images", "1"], "at least 2 images"),
         (["run"], "--data"),
     ],
@@ -188,3 +240,38 @@ def test_rows_weigh_terms_by_what_they_stand_for():
     rows = report(result, levels, 1)["rate_distortion"]
     wanted = 127.5 * np.sqrt([(3 * 1 + 1 * 2) / 4, 5.0, 0.5])
     np.testing.assert_allclose([row["rmse"] for row in rows], wanted)
+    assert [row["rmse_error"] for row in rows] == [None] * 3  # of one image
+
+
+def test_errors_of_rows():
+    """Where all terms are taken, the error of an RMSE is that of a mean over images, by dr / 2r."""
+    levels = ddpm.levels_of(ddpm.linear(100, rescale=True), 10)
+    rng = np.random.default_rng(0)
+    index = np.broadcast_to(np.arange(9), (50, 9))
+    error = rng.random((50, 10))
+    result = Elbo(np.ones(50), np.ones((50, 9)), np.ones(50), index, np.ones((50, 9)), error)
+    rows = report(result, levels, 1)["rate_distortion"]
+    deviation = error.std(axis=0, ddof=1) / np.sqrt(50)
+    wanted = 127.5 * deviation / (2 * np.sqrt(error.mean(axis=0)))
+    np.testing.assert_allclose([row["rmse_error"] for row in rows], wanted, rtol=1e-12)
+
+
+def test_bound_that_is_not_finite(place, monkeypatch):
+    """Weights that give NaN are an error, and no number of theirs is shown."""
+    checkpoint = tiny()
+    checkpoint.params["conv_out.weight"][:] = np.nan
+    monkeypatch.setattr(evaluate, "load", lambda name: checkpoint)
+    words = ["--data", place / "data.npz", "--images", 4, "--terms", 2, "--variance", "small"]
+    with pytest.raises(ValueError, match="bound of images 0 to 3 is not finite"):
+        app.run(["evaluate", "any", *map(str, words)])
+
+
+def test_never_without_a_class(place, monkeypatch):
+    """A model that was never trained without a class is given the classes, or not evaluated."""
+
+    class Conditional:
+        config, schedule, unconditional = tiny().config, tiny().schedule, False
+
+    monkeypatch.setattr(evaluate, "load", lambda name: Conditional)
+    with pytest.raises(ValueError, match="pass --labelled"):
+        app.run(["evaluate", "any", "--data", str(place / "data.npz")])

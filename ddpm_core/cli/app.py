@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import typer
 
+import ddpm_core
 from ddpm_core.cli.convert import convert
 from ddpm_core.cli.evaluate import evaluate
 from ddpm_core.cli.info import info
@@ -22,13 +25,36 @@ for _command in (sample, train, evaluate, convert, verify, info):
     app.command()(_command)
 
 
+def _version(shown: bool) -> None:
+    if shown:
+        typer.echo(f"ddpm-core {ddpm_core.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Show the version."),
+    ] = False,
+    traceback: Annotated[
+        bool, typer.Option("--traceback", help="Show where an error comes from, to report it.")
+    ] = False,
+) -> None:
+    """Both are read elsewhere: by `_version`, and by `ddpm_core.cli.main`."""
+
+
 def run(arguments: list[str]) -> int:
-    """Runs a command; ValueError, in one line, if the arguments are not understood."""
+    """Runs a command and returns its exit status.
+
+    ValueError, in one line, if the arguments are not understood.
+    """
     command = typer.main.get_command(app)
     try:
-        status = command.main(arguments or ["--help"], "ddpm-core", standalone_mode=False)
-    except typer.Abort:
-        raise KeyboardInterrupt from None
+        with command.make_context("ddpm-core", arguments or ["--help"]) as context:
+            status = command.invoke(context)
+    except typer.Exit as done:
+        return done.exit_code
     except Exception as error:
         # Usage errors; their class has moved between versions of typer, their method has not.
         describe = getattr(error, "format_message", None)

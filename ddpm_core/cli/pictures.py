@@ -1,4 +1,4 @@
-"""Pictures of samples: a grid as PNG, a process as GIF."""
+"""Pictures of samples: single ones and sheets as PNG, a process as GIF."""
 
 from __future__ import annotations
 
@@ -6,27 +6,45 @@ import io
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.typing import Array
 
-_GAP = 2
+GAP = 2
+PIXELS = 1 << 27  #: of one picture that is written; of a GIF, of all its frames
+
+
+def to_bytes(x: Array) -> Array:
+    """Numbers in [-1, 1] as the nearest of 0 .. 255; those beyond are clipped."""
+    return np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
+
+
+def flat(pixels: Array) -> Array:
+    """Images (..., C) in uint8 as Pillow takes them: (...) if grey, else (..., 3)."""
+    return pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
 
 
 def grid(x: Array, columns: int) -> Array:
-    """Images (N, C, H, W) in [-1, 1] as one, (H', W') or (H', W', 3) in uint8, row by row."""
+    """Images (N, C, H, W) as one, (H', W') or (H', W', 3) in uint8, row by row.
+
+    x: in [-1, 1], or uint8
+    """
     count, channels, height, width = x.shape
     rows = -(-count // columns)
-    pixels = np.clip(np.rint((x + 1) * 127.5), 0, 255).astype(np.uint8)
-    sheet = np.full(
-        (rows * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, channels), 255, np.uint8
-    )
+    pixels = x if x.dtype == np.uint8 else to_bytes(x)
+    sheet = np.full((*grid_size(rows, columns, height, width), channels), 255, np.uint8)
     for i, image in enumerate(pixels):
-        top, left = (_GAP + (height + _GAP) * (i // columns), _GAP + (width + _GAP) * (i % columns))
+        top, left = (GAP + (height + GAP) * (i // columns), GAP + (width + GAP) * (i % columns))
         sheet[top : top + height, left : left + width] = image.transpose(1, 2, 0)
-    return sheet[..., 0] if channels == 1 else sheet[..., :3]
+    return flat(sheet)
+
+
+def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, int]:
+    """Height and width of a sheet of images of that height and width."""
+    return rows * (height + GAP) + GAP, columns * (width + GAP) + GAP
 
 
 def check_place(path: Path, *suffixes: str) -> None:
@@ -41,20 +59,32 @@ def check_place(path: Path, *suffixes: str) -> None:
         raise PermissionError(f"{path.parent} is not ours to write {path.name} in")
 
 
-def write_png(path: Path, sheet: Array, scale: int = 1) -> None:
-    """Writes a sheet, each pixel scale by scale: whole, or not at all."""
-    from PIL import Image
+def write_png(
+    path: Path,
+    sheet: Array,
+    scale: int = 1,
+    columns: Sequence[str] = (),
+    rows: Sequence[str] = (),
+) -> None:
+    """Writes a sheet, each pixel scale by scale: whole, or not at all.
 
+    columns, rows: names above the columns, or left of the rows; none by default
+    """
     buffer = io.BytesIO()
-    Image.fromarray(_scaled(sheet, scale)).save(buffer, format="PNG", optimize=True)
+    _picture(sheet, scale, columns, rows).save(buffer, format="PNG", optimize=True)
     write_whole(path, buffer.getvalue())
 
 
-def write_gif(path: Path, sheets: Sequence[Array], scale: int = 1, seconds: float = 3.0) -> None:
+def write_gif(
+    path: Path,
+    sheets: Sequence[Array],
+    scale: int = 1,
+    columns: Sequence[str] = (),
+    rows: Sequence[str] = (),
+    seconds: float = 3.0,
+) -> None:
     """Writes sheets one after the other over some seconds, the last held for two more."""
-    from PIL import Image
-
-    frames = [Image.fromarray(_scaled(sheet, scale)) for sheet in sheets]
+    frames = [_picture(sheet, scale, columns, rows) for sheet in sheets]
     each = max(round(1000 * seconds / len(frames)), 20)
     buffer = io.BytesIO()
     frames[0].save(
@@ -68,5 +98,45 @@ def write_gif(path: Path, sheets: Sequence[Array], scale: int = 1, seconds: floa
     write_whole(path, buffer.getvalue())
 
 
-def _scaled(sheet: Array, scale: int) -> Array:
-    return sheet.repeat(scale, axis=0).repeat(scale, axis=1)
+def _picture(sheet: Array, scale: int, columns: Sequence[str], rows: Sequence[str]) -> Any:
+    """The scaled sheet with names, which are upright where they are wider than their column."""
+    from PIL import Image
+
+    picture = Image.fromarray(sheet.repeat(scale, axis=0).repeat(scale, axis=1))
+    names = [_text(name) for name in (columns or rows)]
+    if not names:
+        return picture
+    across = bool(columns)
+    pitch = ((picture.width if across else picture.height) - GAP * scale) / len(names)
+    if across and max(name.width for name in names) + GAP > pitch:
+        names = [name.transpose(Image.Transpose.ROTATE_90) for name in names]
+    width, height = (max(name.width for name in names), max(name.height for name in names))
+    if (width if across else height) > pitch:
+        return picture  # the images are smaller than letters
+    left, top = (0, height + 2 * GAP) if across else (width + 2 * GAP, 0)
+    size = (picture.width + left, picture.height + top)
+    whole = Image.new(picture.mode, size, "white")
+    whole.paste(picture, (left, top))
+    for i, name in enumerate(names):
+        middle = GAP * scale / 2 + (i + 0.5) * pitch
+        if across:
+            place = (round(middle - name.width / 2), top - GAP - name.height)
+        else:
+            place = (left - GAP - name.width, round(middle - name.height / 2))
+        whole.paste(name.convert(picture.mode), place)
+    return whole
+
+
+def _text(text: str) -> Any:
+    """A line of text, black on white, of at most 24 characters."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default()
+    # Pillow's own font has these letters; without FreeType it fails at others.
+    text = "".join(c if c.isprintable() else " " for c in text[:24])
+    text = text.encode("latin-1", "replace").decode("latin-1")
+    left, top, right, bottom = (round(edge) for edge in font.getbbox(text + "Ag"))
+    right = round(font.getbbox(text)[2])  # all lines are as high as the tallest letters
+    picture = Image.new("L", (max(right - left, 1), bottom - top), 255)
+    ImageDraw.Draw(picture).text((-left, -top), text, fill=0, font=font)
+    return picture

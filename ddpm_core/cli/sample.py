@@ -2,83 +2,278 @@
 
 from __future__ import annotations
 
+import io
+import json
+import math
 import re
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeAlias, cast
 
 import numpy as np
 import typer
 
-from ddpm_core.backends import Backend, backend
+from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint, load
+from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import pictures
 from ddpm_core.cli.models import Device
+from ddpm_core.cli.options import BackendName, check_seed, open_backend
+from ddpm_core.cli.progress import Bar, counted, progress
 from ddpm_core.denoisers import clip
 from ddpm_core.samplers import Sampler, trajectory
 from ddpm_core.samplers.registry import ENTRIES
+from ddpm_core.schedules import Discrete
 from ddpm_core.typing import Array
 
 #: Every solver that goes from noise to data, by name and alias, the default first.
 SAMPLERS = {name: each.solver for each in ENTRIES if each.from_noise for name in each.names}
 
+MOST = 10_000_000  #: images of one command
+BYTES = 1 << 32  #: of an .npz
+SETTINGS = "samples.json"
+
+#: Ids, process= -> ids and what `draw` gives of them, batch by batch.
+_Run: TypeAlias = Callable[..., Iterable[tuple[Array, list[Array]]]]
+
+_WHAT, _WHERE, _HOW = "What is drawn", "Where it goes", "How it is drawn"
+
 
 def sample(
     model: Annotated[
-        str, typer.Option(help="A bundled model's name, a checkpoint file, or a run's folder.")
+        str,
+        typer.Option(
+            help="A bundled model's name, a checkpoint file, or a run's folder.",
+            rich_help_panel=_WHAT,
+        ),
     ] = "fashion-mnist",
-    out: Annotated[Path, typer.Option(help="The PNG to write.")] = Path("samples.png"),
-    grid: Annotated[str, typer.Option(help="ROWSxCOLUMNS of images.")] = "8x8",
     classes: Annotated[
         str | None,
         typer.Option(
-            help="Class names or numbers, comma-separated, dealt out image by image; 'none' for no "
-            "class (default: all in turn)."
+            help="Class names or numbers, comma-separated, dealt out image by image; 'none' asks "
+            "for no class. By default all classes, in turn.",
+            rich_help_panel=_WHAT,
         ),
     ] = None,
-    sampler: Annotated[str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.")] = "dpmpp_2m",
-    steps: Annotated[
-        int, typer.Option(help="Steps of the sampler; most samplers call the network once a step.")
-    ] = 20,
-    seed: Annotated[
-        int, typer.Option(help="The same seed gives the same picture on every backend.")
-    ] = 0,
-    gif: Annotated[
-        Path | None, typer.Option(help="Also write the reverse process, from noise to data.")
+    count: Annotated[
+        int | None,
+        typer.Option(
+            min=1, max=MOST, rich_help_panel=_WHAT,
+            help="How many images: as many as --grid has places, by default.",
+        ),
     ] = None,
-    scale: Annotated[int, typer.Option(help="Pixels of the picture per pixel of an image.")] = 2,
-    batch: Annotated[int, typer.Option(help="Images at a time; changes no result.")] = 16,
-    backend_name: Annotated[
-        str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
-    ] = "numpy",
+    ids: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:END", rich_help_panel=_WHAT,
+            help="Which images of the seed, END excluded, instead of --count; 100:200 are those "
+            "that --count 200 draws last.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=_WHAT,
+            help="The same seed and id give the same image on every backend, but for rounding.",
+        ),
+    ] = 0,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_WHERE,
+            help="A .png of all images on one sheet, or an .npz with `images` in uint8 and, where "
+            "each has one, `classes`. samples.png by default.",
+        ),
+    ] = None,
+    out_dir: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_WHERE,
+            help="A folder for one PNG per image, named by its id, instead of --out.",
+        ),
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option(
+            "--resume", rich_help_panel=_WHERE, help="Skip the images that --out-dir has already."
+        ),
+    ] = False,
+    grid: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ROWSxCOLUMNS", rich_help_panel=_WHERE,
+            help="Places on the sheet. By default 8 rows, with columns of one class each if the "
+            "model has at most 16 classes.",
+        ),
+    ] = None,
+    scale: Annotated[
+        int,
+        typer.Option(
+            min=1, max=64, rich_help_panel=_WHERE,
+            help="Each pixel of an image is this many pixels wide and high on the sheet.",
+        ),
+    ] = 2,
+    gif: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=_WHERE,
+            help="Also write a .gif of the sheet that shows, step by step, the clean images that "
+            "the model sees in the noise (Ho et al. 2020, Figure 6).",
+        ),
+    ] = None,
+    sampler: Annotated[
+        str, typer.Option(help=f"One of {', '.join(SAMPLERS)}.", rich_help_panel=_HOW)
+    ] = "dpmpp_2m",
+    steps: Annotated[
+        int,
+        typer.Option(
+            min=1, rich_help_panel=_HOW,
+            help="Steps of the sampler, at most the model's noise levels. Most samplers call the "
+            "network once a step.",
+        ),
+    ] = 20,
+    batch: Annotated[
+        int,
+        typer.Option(
+            min=1, rich_help_panel=_HOW,
+            help="Images at a time; a picture does not depend on it but for rounding.",
+        ),
+    ] = 16,
+    backend_name: BackendName = "numpy",
     device: Device = None,
-) -> None:
-    """Sample images from a trained model into one picture."""
-    rows, columns = parse_grid(grid)
-    pictures.check_place(out, ".png")
-    if gif is not None:
-        pictures.check_place(gif, ".gif")
-    for name, value in (("batch", batch), ("scale", scale)):
-        if value < 1:
-            raise ValueError(f"--{name} must be at least 1, but is {value}")
+) -> None:  # fmt: skip
+    """Sample images from a trained model, onto one sheet or into many files."""
+    check_seed(seed)
     if sampler not in SAMPLERS:
         raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
-    checkpoint = load(model)
-    solver = SAMPLERS[sampler](checkpoint.schedule, steps)
-    y = parse_classes(classes, checkpoint, rows * columns)
-    frames = draw(
-        *(checkpoint, backend(backend_name, device=device), solver, rows * columns, y, seed, batch),
-        process=gif is not None,
-    )
-    pictures.write_png(out, pictures.grid(frames[-1], columns), scale)
-    written = f"Wrote {out}"
+    if out_dir is not None and (out is not None or grid is not None or gif is not None):
+        raise ValueError("--out-dir writes single pictures: leave out --out, --grid and --gif")
+    if resume and out_dir is None:
+        raise ValueError("--resume goes with --out-dir")
+    out = Path("samples.png") if out is None else out
+    if out_dir is None:
+        pictures.check_place(out, ".png", ".npz")
+        if out.suffix.lower() == ".npz" and (grid is not None or gif is not None):
+            raise ValueError("an .npz has no sheet: leave out --grid and --gif")
+    elif out_dir.exists() and not out_dir.is_dir():
+        raise NotADirectoryError(f"{out_dir} is a file, not a folder for --out-dir")
+    elif not out_dir.exists():
+        pictures.check_place(out_dir, out_dir.suffix.lower())
     if gif is not None:
-        pictures.write_gif(gif, [pictures.grid(x, columns) for x in frames], scale)
-        written += f" and {gif}"
+        pictures.check_place(gif, ".gif")
+    places = None if grid is None else parse_grid(grid)
+    asked = None if ids is None and count is None else parse_ids(ids, count)
+
+    checkpoint = load(model)
+    schedule = checkpoint.schedule
+    if isinstance(schedule, Discrete) and steps > schedule.T:
+        raise ValueError(
+            f"--steps must be at most {schedule.T}, the model's noise levels, but is {steps}"
+        )
+    solver = SAMPLERS[sampler](schedule, steps)
+    dealt = deal(classes, checkpoint)
+    rows, columns = places or _default_grid(asked, 0 if dealt is None else len(dealt))
+    wanted = np.arange(rows * columns) if asked is None and rows * columns <= MOST else asked
+    if wanted is None or (grid is not None and len(wanted) > rows * columns):
+        raise ValueError(
+            f"--grid {grid} has {rows * columns:,} places, for "
+            f"{len(wanted) if wanted is not None else f'at most {MOST:,}'} images"
+        )
+    on = open_backend(backend_name, device)
+
+    def run(numbers: Array, *, process: bool = False) -> Generator[tuple[Array, list[Array]]]:
+        batches = -(-len(numbers) // batch)
+        with progress(batches * solver.nfe, "Sampling") as bar:
+            yield from _batches(
+                checkpoint, on, solver, numbers, dealt, seed, batch, bar, process=process
+            )
+
+    if out_dir is not None:
+        about = {
+            "model": _fingerprint(checkpoint), "sampler": sampler, "steps": steps, "seed": seed,
+            "classes": None if dealt is None else dealt.tolist(),
+        }  # fmt: skip
+        written = _write_folder(run, checkpoint, out_dir, wanted, about, resume)
+    elif out.suffix.lower() == ".npz":
+        written = _write_npz(run, checkpoint, out, wanted, dealt)
+    else:
+        frames = 1 if gif is None else solver.nfe
+        written = _write_sheet(
+            run, checkpoint, out, gif, wanted, dealt, (rows, columns), scale, frames
+        )
     typer.echo(
-        f"{written}: {rows * columns} images of {model}, {sampler}, {steps} steps, "
-        f"{solver.nfe} network calls."
+        f"{written}: {len(wanted)} images of {model}, {sampler}, {steps} steps, {solver.nfe} "
+        f"network calls."
     )
+
+
+def _write_folder(
+    run: _Run,
+    checkpoint: Checkpoint,
+    folder: Path,
+    ids: Array,
+    about: dict[str, Any],
+    resume: bool,
+) -> str:
+    """Writes the pictures that a folder lacks, each as soon as it is drawn; says what it did."""
+    _check_channels(checkpoint)
+    missing = _missing(folder, ids, about, resume)
+    for numbers, (x,) in run(missing):
+        if not (folder / SETTINGS).exists():
+            folder.mkdir(exist_ok=True)
+            write_whole(folder / SETTINGS, (json.dumps(about, indent=2) + "\n").encode())
+        for i, image in zip(numbers, pictures.to_bytes(x), strict=True):
+            pictures.write_png(_place(folder, i), pictures.flat(image.transpose(1, 2, 0)))
+    written = f"Wrote {len(missing)} pictures in {folder}"
+    if len(missing) < len(ids):
+        written += f", where {len(ids) - len(missing)} were already"
+    return written
+
+
+def _write_npz(
+    run: _Run, checkpoint: Checkpoint, out: Path, ids: Array, dealt: Array | None
+) -> str:
+    size = len(ids) * math.prod((checkpoint.config.channels, *checkpoint.size))
+    if size > BYTES:
+        raise ValueError(
+            f"{out} would hold {size:,} bytes of images, of at most {BYTES:,}; use --out-dir, or "
+            f"several files and --ids"
+        )
+    images = np.concatenate([pictures.to_bytes(x) for _, (x,) in run(ids)])
+    write_whole(out, _npz(images, _classes_of(dealt, ids), ids))
+    return f"Wrote {out}"
+
+
+def _write_sheet(
+    run: _Run,
+    checkpoint: Checkpoint,
+    out: Path,
+    gif: Path | None,
+    ids: Array,
+    dealt: Array | None,
+    places: tuple[int, int],
+    scale: int,
+    frames: int,
+) -> str:
+    _check_channels(checkpoint)
+    rows, columns = places
+    height, width = (scale * n for n in pictures.grid_size(rows, columns, *checkpoint.size))
+    if height * width * frames > pictures.PIXELS:
+        raise ValueError(
+            f"the sheet would be {width:,} x {height:,} pixels in {frames:,} frames, of at most "
+            f"{pictures.PIXELS:,} in all; a smaller --grid, --scale or --count would do"
+        )
+    drawn = [
+        [pictures.to_bytes(x) for x in states] for _, states in run(ids, process=gif is not None)
+    ]
+    sheets = [pictures.grid(np.concatenate(parts), columns) for parts in zip(*drawn, strict=True)]
+    names = _headers(_classes_of(dealt, ids), columns, checkpoint.labels)
+    pictures.write_png(out, sheets[-1], scale, *names)
+    if gif is None:
+        return f"Wrote {out}"
+    pictures.write_gif(gif, sheets, scale, *names)
+    return f"Wrote {out} and {gif}"
 
 
 def draw(
@@ -95,65 +290,199 @@ def draw(
 ) -> list[Array]:
     """Samples, the last of the list: NumPy arrays (count, C, H, W).
 
-    process: with the states before, from noise on, for each of which the host waits
-    """
-    from rich.console import Console
-    from rich.progress import Progress, TimeElapsedColumn
+    y: (count,), the class of each, -1 for none; None for a model without classes
+    process: with the x_0 that the model saw before, call by call
 
+    ValueError if one is not finite.
+    """
+    batches = -(-count // batch)
+    with progress(batches * solver.nfe, "Sampling", quiet=quiet) as bar:
+        parts = [
+            states
+            for _, states in _batches(
+                checkpoint, on, solver, np.arange(count), y, seed, batch, bar, process=process
+            )
+        ]
+    return [np.concatenate(states) for states in zip(*parts, strict=True)]
+
+
+def _batches(
+    checkpoint: Checkpoint,
+    on: Backend,
+    solver: Sampler,
+    ids: Array,
+    dealt: Array | None,
+    seed: int,
+    batch: int,
+    bar: Bar,
+    *,
+    process: bool,
+) -> Generator[tuple[Array, list[Array]]]:
+    """Ids, and what `draw` gives of them, batch by batch."""
     denoise = clip(checkpoint.predictor(on.network))
     noise = on.portable_noise(seed)
     shape = (checkpoint.config.channels, *checkpoint.size)
-    parts: list[list[Array]] = []
-    columns = (*Progress.get_default_columns(), TimeElapsedColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
-        task = progress.add_task("Sampling", total=-(-count // batch) * solver.nfe)
-        for first in range(0, count, batch):
-            ids = np.arange(first, min(first + batch, count))
-            there = on.asarray(ids, on.xp.int32)
+    for first in range(0, len(ids), batch):
+        part = ids[first : first + batch]
+        there = on.asarray(part, on.xp.int32)
 
-            def eps(step: int, shape: tuple[int, ...], ids: Array = there) -> Array:
-                return noise(step, shape, ids)
+        def eps(step: int, shape: tuple[int, ...], ids: Array = there) -> Array:
+            return noise(step, shape, ids)
 
-            def counted(steps: list[Any]) -> Iterable[Any]:
-                for step in steps:
-                    yield step
-                    progress.advance(task)
+        y = _classes_of(dealt, part)
+        cond = {} if y is None else {"y": on.asarray(y, on.xp.int64)}
+        x = eps(0, (len(part), *shape))
 
-            cond = {} if y is None else {"y": on.asarray(y[ids], on.xp.int64)}
-            x = eps(0, (len(ids), *shape))
-            states = [on.to_numpy(x)] if process else []
-            for state in trajectory(
-                denoise, solver, x, eps, lincomb=on.lincomb, progress=counted, **cond
-            ):
-                x = state.x
-                if process:
-                    states.append(on.to_numpy(x))
-            parts.append(states or [on.to_numpy(x)])
-    return [np.concatenate(states) for states in zip(*parts, strict=True)]
+        def steps(x: Array = x, cond: dict[str, Any] = cond, eps: Any = eps) -> Any:
+            return trajectory(
+                denoise, solver, x, eps, lincomb=on.lincomb,
+                progress=lambda rows: counted(rows, bar), **cond,
+            )  # fmt: skip
+
+        states: list[Array] = []
+        for step in steps():
+            x = step.x
+            if process:
+                states.append(on.to_numpy(step.x_0))
+        states[-1:] = [on.to_numpy(x)]
+        if not np.isfinite(states[-1]).all():
+            # Only now is each step looked at, which makes the host wait for the device.
+            bad = [s.number for s in steps() if not np.isfinite(on.to_numpy(s.x_0)).all()]
+            raise ValueError(
+                f"the model gives numbers that are not finite, from step {min(bad, default=0)} of "
+                f"{len(solver.rows())} on: its weights, or what its file says of them, are damaged"
+            )
+        yield part, states
 
 
 def parse_grid(grid: str) -> tuple[int, int]:
     """Rows and columns: "8x10" as (8, 10)."""
-    match = re.fullmatch(r"(\d+)x(\d+)", grid.strip().lower())
-    if match is None or "0" in (match[1].lstrip("0") or "0", match[2].lstrip("0") or "0"):
+    match = re.fullmatch(r"(\d{1,9})x(\d{1,9})", grid.strip().lower(), re.ASCII)
+    if match is None or 0 in (int(match[1]), int(match[2])):
         raise ValueError(f"--grid must be ROWSxCOLUMNS, such as 8x8, but is {grid!r}")
     return int(match[1]), int(match[2])
 
 
-def parse_classes(classes: str | None, checkpoint: Checkpoint, count: int) -> Array | None:
-    """The class of each of count images, -1 for none, or None for a model without classes."""
+def parse_ids(ids: str | None, count: int | None) -> Array:
+    """Sample ids: "100:200" as 100 .. 199, or as many as `count` from 0."""
+    if ids is None:
+        return np.arange(count or 0)
+    if count is not None:
+        raise ValueError("--ids and --count both say which images: pass one of them")
+    match = re.fullmatch(r"(\d{1,10}):(\d{1,10})", ids.strip(), re.ASCII)
+    first, end = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not first < end <= 2**31 or end - first > MOST:
+        raise ValueError(
+            f"--ids must be FIRST:END, such as 100:200, of at most {MOST:,} images and END at most "
+            f"2^31, but is {ids!r}"
+        )
+    return np.arange(first, end)
+
+
+def deal(classes: str | None, checkpoint: Checkpoint) -> Array | None:
+    """The classes that are dealt out, -1 for none, or None for a model without classes."""
     total = checkpoint.config.classes
     if classes is None:
-        return np.arange(count) % total if total else None
+        return np.arange(total) if total else None
     if total == 0:
         raise ValueError("--classes was given, but this model has no classes")
     known = {str(i): i for i in range(total)} | {"none": -1}
     # Names last: a class that is called 7 is asked for by its name, whichever its number.
-    known |= {label.lower(): i for i, label in enumerate(checkpoint.labels)}
+    known |= {label.lower(): i for i, label in enumerate(checkpoint.labels[:total])}
     names = [name.strip() for name in classes.split(",")]
     for name in names:
         if name.lower() not in known:
             labels = ", ".join(checkpoint.labels) or f"0 to {total - 1}"
             raise ValueError(f"no class {name!r}; there are {labels}")
     wanted = np.array([known[name.lower()] for name in names])
-    return wanted[np.arange(count) % len(wanted)]
+    if -1 in wanted and not getattr(checkpoint, "unconditional", True):
+        raise ValueError("--classes none: this model was never trained without a class")
+    return wanted
+
+
+def parse_classes(classes: str | None, checkpoint: Checkpoint, count: int) -> Array | None:
+    """The class of each of count images, -1 for none, or None for a model without classes."""
+    return _classes_of(deal(classes, checkpoint), np.arange(count))
+
+
+def _classes_of(dealt: Array | None, ids: Array) -> Array | None:
+    return None if dealt is None else dealt[ids % len(dealt)]
+
+
+def _default_grid(ids: Array | None, classes: int) -> tuple[int, int]:
+    if ids is None:
+        return 8, max(8 // classes, 1) * classes if 1 <= classes <= 16 else 8
+    columns = math.isqrt(len(ids) - 1) + 1
+    return -(-len(ids) // columns), columns
+
+
+def _check_channels(checkpoint: Checkpoint) -> None:
+    if checkpoint.config.channels not in (1, 3, 4):
+        raise ValueError(
+            f"a picture has 1, 3 or 4 channels, but the model's images have "
+            f"{checkpoint.config.channels}; write an .npz"
+        )
+
+
+def _headers(
+    y: Array | None, columns: int, labels: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """The names of columns, or of rows, that are each of one class; none if all are of one."""
+    if y is None or len(set(y.tolist())) == 1:
+        return (), ()
+
+    def named(classes: Array) -> list[str]:
+        known = dict(enumerate(labels)) | {-1: "no class"}
+        return [known.get(k, str(k)) for k in classes.tolist()]
+
+    if np.array_equal(y, y[np.arange(len(y)) % columns]):
+        return named(y[:columns]), ()
+    if np.array_equal(y, y[np.arange(len(y)) // columns * columns]):
+        return (), named(y[::columns])
+    return (), ()
+
+
+def _npz(images: Array, classes: Array | None, ids: Array) -> bytes:
+    arrays = {"images": images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)}
+    if classes is not None and classes.min() >= 0:
+        arrays["classes"] = classes
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays, ids=ids)
+    return buffer.getvalue()
+
+
+def _place(folder: Path, i: int) -> Path:
+    return folder / f"{i:08d}.png"
+
+
+def _missing(folder: Path, ids: Array, about: dict[str, Any], resume: bool) -> Array:
+    """The ids whose pictures a folder lacks; ValueError if it holds those of other settings."""
+    try:
+        with (folder / SETTINGS).open("rb") as file:
+            before: Any = json.loads(file.read(1 << 20))
+    except FileNotFoundError:
+        before = about
+    except (ValueError, RecursionError):
+        raise ValueError(f"{folder / SETTINGS} cannot be read; choose another --out-dir") from None
+    for key, value in about.items():
+        found = cast(Any, before).get(key) if isinstance(before, dict) else None
+        if found != value:
+            raise ValueError(
+                f"{folder} holds samples of {key} {found}, not {value}; choose another --out-dir"
+            )
+    missing = np.array([i for i in ids if not _place(folder, i).exists()], dtype=np.int64)
+    if len(missing) < len(ids) and not resume:
+        raise ValueError(
+            f"{folder} has {len(ids) - len(missing)} of these pictures already; pass --resume to "
+            f"draw the others, or choose another --out-dir"
+        )
+    return missing
+
+
+def _fingerprint(checkpoint: Checkpoint) -> str:
+    """Eight digits that differ from those of another model."""
+    about = (checkpoint.config, checkpoint.schedule, checkpoint.predicts, checkpoint.size)
+    total = zlib.crc32(repr(about).encode())
+    for name in sorted(checkpoint.params):
+        total = zlib.crc32(np.asarray(checkpoint.params[name]).tobytes(), total)
+    return f"{total:08x}"

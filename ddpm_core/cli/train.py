@@ -15,6 +15,7 @@ import typer
 
 from ddpm_core.backends import backend
 from ddpm_core.cli import datasets
+from ddpm_core.cli.options import DATA
 from ddpm_core.cli.runs import Plan, Run, locked
 from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import NAMED
@@ -35,10 +36,7 @@ _run, _data, _network, _diffusion, _optimisation = (
 def train(
     data: Annotated[
         Path,
-        _data(
-            help="A folder of pictures (sub-folders are classes; alpha is dropped; of a GIF, the "
-            "first frame is taken), a folder of IDX files, or an .npz or .npy file."
-        ),
+        _data(help=DATA),
     ],
     out: Annotated[Path, _run(help="The folder of the run.")],
     steps: Annotated[int, _run(help="Steps in all, with those before --resume.")] = 10_000,

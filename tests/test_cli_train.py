@@ -12,26 +12,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import executable, fails, pixels, run
-from PIL import Image
+from command import executable, fails, pixels, run
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import load
 from ddpm_core.cli import main, runs
 
+pytest_plugins = "command_fixtures"
+pytestmark = pytest.mark.usefixtures("one_thread_of_processes")
+
 SMALL = ["--widths", "8,8", "--groups", 4, "--blocks", 1, "--attention", "", "--batch", 4]
-
-
-@pytest.fixture(scope="session")
-def photos(tmp_path_factory) -> Path:
-    """Eight small pictures in two folders."""
-    folder = tmp_path_factory.mktemp("photos")
-    rng = np.random.default_rng(0)
-    for i in range(8):
-        place = folder / ("cat" if i % 2 else "dog") / f"{i}.png"
-        place.parent.mkdir(exist_ok=True)
-        Image.fromarray(rng.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(place)
-    return folder
 
 
 @pytest.fixture(scope="session")
@@ -69,18 +59,6 @@ def status_of(*arguments: object) -> int:
         with pytest.raises(SystemExit) as caught:
             main()
     return caught.value.code
-
-
-@pytest.fixture(autouse=True)
-def one_thread_of_processes(one_thread, monkeypatch):
-    """And in those that tests start."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
 
 
 def test_train_pictures(here, photos, capsys):

@@ -1,0 +1,39 @@
+"""Options of several commands, and what they stand for."""
+
+from __future__ import annotations
+
+from typing import Annotated, TypeAlias
+
+import numpy as np
+import typer
+
+from ddpm_core.backends import Backend, backend
+
+BackendName: TypeAlias = Annotated[
+    str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
+]
+
+DATA = (
+    "A folder of IDX files as MNIST has them, or one such file of images; a folder of pictures; or "
+    "an .npz or .npy of uint8 images. Sub-folders of pictures are classes, unless a picture lies "
+    "outside of them; transparency is laid on white, and of a GIF the first frame is read. The "
+    "classes of IDX files are called by the lines of a labels.txt beside them, or by number."
+)
+
+
+def check_seed(seed: int) -> None:
+    """ValueError unless 0 <= seed < 2^64."""
+    if not 0 <= seed < 2**64:
+        raise ValueError(f"--seed must lie within 0 .. 2^64 - 1, but is {seed}")
+
+
+def open_backend(name: str, device: str | None) -> Backend:
+    """The backend of a name on a device; ValueError if arrays do not come back from it."""
+    on = backend(name, device=device)
+    try:
+        on.to_numpy(on.asarray(np.zeros(1)))
+    except Exception as error:  # a library's own, such as that of torch's device "meta"
+        raise ValueError(
+            f"--device {device}: {name} cannot compute there ({type(error).__name__}: {error})"
+        ) from None
+    return on

@@ -1,0 +1,202 @@
+"""A model's bound on data, term by term, and the rate-distortion curve that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ddpm_core.backends import Backend
+from ddpm_core.checkpoints import Checkpoint
+from ddpm_core.cli import datasets
+from ddpm_core.cli.progress import counted, progress
+from ddpm_core.denoisers import clip
+from ddpm_core.kernels import Reverse, learned_range, optimal, reverse
+from ddpm_core.levels import Level, steps_of
+from ddpm_core.likelihood import Elbo, bits_per_dim, elbo, errors_at, interpolated
+from ddpm_core.process import large, small
+from ddpm_core.typing import Array
+
+
+class Run:
+    """A model on a backend, and how images go through it."""
+
+    def __init__(
+        self, checkpoint: Checkpoint, on: Backend, labelled: bool, seed: int, batch: int
+    ) -> None:
+        self.checkpoint, self.on, self.batch = checkpoint, on, batch
+        self.labelled, self.seed = labelled, seed
+        self.predict = checkpoint.predictor(on.network)
+        self.denoise = clip(self.predict)
+
+    def read(self, data: Path, split: str) -> datasets.Images:
+        """The images, which must be of the model's size."""
+        height, width = self.checkpoint.size
+        found = datasets.read(data, split=split, size=height if height == width else None)
+        wanted = (self.checkpoint.config.channels, height, width)
+        if found.images.shape[1:] != wanted:
+            raise ValueError(
+                f"{data} has images of shape {found.images.shape[1:]}, but the model's are {wanted}"
+            )
+        classes = self.checkpoint.config.classes
+        if self.labelled and classes == 0:
+            raise ValueError("--labelled was given, but this model has no classes")
+        if self.labelled and (found.classes is None or found.classes.max() >= classes):
+            raise ValueError(f"--labelled needs data with classes 0 to {classes - 1}, not {data}")
+        return found
+
+    def unseen(self, data: Path, split: str, found: datasets.Images, used: int) -> datasets.Images:
+        """Up to 128 images that are not evaluated: of the training split, or those left over."""
+        if split != "train" and datasets.has_splits(data):
+            found, used = self.read(data, "train"), 0
+        images = found.images[used : used + 128]
+        if len(images) == 0:
+            raise ValueError(
+                "no image is left to measure the optimal variance on: pass fewer --images, or "
+                "--variance small"
+            )
+        classes = None if found.classes is None else found.classes[used : used + 128]
+        return datasets.Images(images, classes, found.labels)
+
+    def batches(self, images: datasets.Images, first_id: int = 0) -> Iterable[tuple[Any, ...]]:
+        """Where each batch starts, its x_0, its noise, and its conditions."""
+        portable = self.on.portable_noise(self.seed)
+        for first in range(0, len(images.images), self.batch):
+            part = images.images[first : first + self.batch]
+            ids = self.on.asarray(np.arange(first, first + len(part)) + first_id, self.on.xp.int32)
+
+            def noise(step: int, shape: tuple[int, ...], ids: Array = ids) -> Array:
+                return portable(step, shape, ids)
+
+            cond: dict[str, Any] = {}
+            if self.checkpoint.config.classes:
+                y = np.full(len(part), -1)
+                if self.labelled and images.classes is not None:
+                    y = images.classes[first : first + self.batch]
+                cond["y"] = self.on.asarray(y, self.on.xp.int64)
+            yield first, self.on.asarray(datasets.to_range(part)), noise, cond
+
+    def kernel(
+        self,
+        variance: str,
+        levels: Level,
+        unseen: Callable[[], datasets.Images],
+    ) -> Reverse:
+        """The reverse process of a variance; the optimal one is measured here."""
+        schedule = self.checkpoint.schedule
+        if variance == "learned":
+            t, s = steps_of(levels)
+            return learned_range(self.denoise, float(small(t.take(-2), s.take(-2))))
+        if variance != "optimal":
+            return reverse(self.denoise, small if variance == "small" else large)
+        images = unseen()
+        times = np.unique(np.rint(np.geomspace(1, schedule.ends[1], 40)))
+        some = schedule(times)
+        # Other noise than that of the evaluation: its ids are above all of those.
+        parts = list(self.batches(images, first_id=1 << 30))
+        errors: list[Array] = []
+        with progress(len(parts), "Measuring the variance") as bar:
+            for _, x_0, noise, cond in counted(parts, bar):
+                errors.append(len(x_0) * errors_at(self.denoise, some, x_0, noise, **cond))
+        mean = np.sum(errors, axis=0) / len(images.images)
+        return reverse(self.denoise, optimal(interpolated(some, mean)))
+
+    def bound(
+        self,
+        kernel: Reverse,
+        levels: Level,
+        images: datasets.Images,
+        u: Array | None,
+    ) -> Elbo:
+        """The bound of all images, as float64 of the host; ValueError if it is not finite."""
+        calls = len(levels.sigma) - 1 if u is None else u.shape[1] + 1
+        batches = -(-len(images.images) // self.batch)
+        parts: list[Elbo] = []
+        with progress(batches * calls, "Evaluating") as bar:
+            for first, x_0, noise, cond in self.batches(images):
+                some = None if u is None else u[first : first + len(x_0)]
+                part = elbo(
+                    kernel, levels, x_0, noise, some, progress=lambda js: counted(js, bar), **cond
+                )
+                bar.advance()
+                host = self.on.to_numpy
+                prior, steps, data, error = map(
+                    host, (part.prior, part.steps, part.data, part.error)
+                )
+                parts.append(Elbo(prior, steps, data, part.index, part.weight, error))
+                if not (np.isfinite(parts[-1].total).all() and np.isfinite(error).all()):
+                    raise ValueError(
+                        f"the bound of images {first} to {first + len(x_0) - 1} is not finite: the "
+                        f"model's weights, or what its file says of them, are damaged"
+                    )
+        return Elbo(
+            *(np.concatenate(field).astype(np.float64) for field in zip(*parts, strict=True))
+        )
+
+
+def report(result: Elbo, levels: Level, dims: int) -> dict[str, Any]:
+    """The bound's parts in bits per dimension, and rate against distortion, coarse and fine."""
+    return {
+        "bits_per_dim": _bits(result.total, dims),
+        "prior": _bits(result.prior, dims),
+        "steps_sum": _bits(result.steps.sum(axis=1), dims),
+        "decoder": _bits(result.data, dims),
+        "rate_distortion": _curve(result, levels, dims, 10),  # as in the paper's Table 4
+        "curve": _curve(result, levels, dims, 50),
+    }
+
+
+def _bits(nats: Array, dims: int) -> dict[str, float]:
+    return dict(bits_per_dim(nats, dims)._asdict())
+
+
+def _curve(result: Elbo, levels: Level, dims: int, count: int) -> list[dict[str, Any]]:
+    """The steps in rows of equally many: bits, the rate to the end of the row, and the error."""
+    n = len(levels.sigma) - 1
+    edges = np.rint(np.linspace(0, n - 1, min(count, n - 1) + 1)).astype(int).tolist()
+    rows: list[dict[str, Any]] = []
+    rate = result.prior
+    errors = result.error[:, :-1]
+    for low, high in pairwise(edges):
+        within = (result.index >= low) & (result.index < high)
+        if not within.any():  # an estimate may have drawn no term there: the next row has them
+            continue
+        spent = np.where(within, result.steps, 0.0).sum(axis=1)
+        weight = np.where(within, result.weight, 0.0)
+        rate = rate + spent
+        first, last = levels.time[low], levels.time[high - 1]
+        rows.append(_row(first, last, _bits(spent, dims), _bits(rate, dims), errors, weight))
+    time, last_errors = levels.time[n - 1], result.error[:, -1:]
+    bits = _bits(result.data, dims), _bits(rate, dims)
+    rows.append(_row(time, time, *bits, last_errors, np.ones_like(last_errors)))
+    return rows
+
+
+def _row(
+    first: float,
+    last: float,
+    bits: dict[str, float],
+    rate: dict[str, float],
+    errors: Array,
+    weight: Array,
+) -> dict[str, Any]:
+    """One row, with the root of the weighted mean of errors (B, m), and its standard error.
+
+    The mean is a ratio, Σ w e / Σ w, each over images: its standard error, and that of its root,
+    are those of its first-order expansion. One image alone has none.
+    """
+    total = weight.sum()
+    mean = (weight * errors).sum() / total
+    off = (weight * (errors - mean)).sum(axis=1)
+    count = len(off)
+    spread = None
+    if np.count_nonzero(weight.sum(axis=1)) > 1 and mean > 0:
+        deviation = np.sqrt(count / (count - 1) * (off**2).sum()) / total
+        spread = float(127.5 * deviation / (2 * np.sqrt(mean)))
+    return {
+        "from": float(first), "to": float(last), "bits": bits, "rate": rate,
+        "rmse": float(127.5 * np.sqrt(mean)), "rmse_error": spread,
+    }  # fmt: skip
