@@ -105,6 +105,7 @@ def lanes_of(config: pytest.Config, option: str) -> list[str]:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "lanes(*names): the only lanes that a test is about")
+    config.addinivalue_line("markers", "slow: compiles, trains or takes seconds; not in --quick")
     for option in ("--lanes", "--require-lanes"):
         lanes_of(config, option)
 

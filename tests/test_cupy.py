@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 import ddpm_core as ddpm
 from ddpm_core import Level, samplers
-from ddpm_core.cli import verify
+from ddpm_core.testing import backends as suite
+from ddpm_core.testing.backend_checks import CHECKS
 from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 from ddpm_core_numpy import convolution
 
@@ -566,16 +567,16 @@ def test_graph_takes_no_arrays_of_the_host(on):
         on.compile(lambda x: x)(np.ones(2))
 
 
-def test_verify(on, monkeypatch):
+@pytest.mark.slow
+def test_verify(on):
     """What `ddpm-core verify --backend cupy` says on a right GPU, but for its larger networks."""
-    about = verify.environment(backend(device="cuda:1"))
+    about = suite.environment(backend(device="cuda:1"))
     assert about["device"] == "stand-in 1 (cuda:1)"
     assert about["library"] == f"cupy {REAL.__version__}"
-    for name in ("UNet", "sampling", "memory kept"):  # minutes on the stand-in
-        monkeypatch.delitem(verify.CHECKS, name)
-    found = {line.check: line for line in verify.examined(on)}
-    other = {"UNet in TF32", "gradients", "UNet's graph", "memory peak"}
-    wanted = {name: "not applicable" if name in other else "ok" for name in verify.CHECKS}
+    long = {"UNet", "sampling", "memory kept"}  # minutes on the stand-in
+    names = [name for name in (*CHECKS, "sampler's graph") if name not in long]
+    found = {line.check: line for line in suite.examined(on, names=names)}
+    wanted = {name: "not applicable" if name == "gradients" else "ok" for name in names}
     assert {name: line.verdict for name, line in found.items()} == wanted, found
 
 
