@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from typing import Any
 
@@ -14,8 +15,8 @@ from scipy.signal import correlate2d
 from scipy.special import softmax
 
 import ddpm_core as ddpm
-from ddpm_core.nn import Ops, UNetConfig, initialise, parameter_shapes, unet
-from ddpm_core.nn.network import _sinusoids
+from ddpm_core.nn import Ops, UNetConfig, check_inputs, initialise, parameter_shapes, unet
+from ddpm_core.nn.network import FREQUENCIES, _sinusoids
 
 REFERENCE, NUMPY = Ops(), ddpm.backend("numpy").ops
 #: float32 to 1e-4 and float64 to 1e-10, of an output of about unit size: some 1e3 and 5e5 eps,
@@ -62,6 +63,10 @@ def configs(draw: st.DrawFn) -> UNetConfig:
         attention=tuple(sorted(attention)),
         groups=groups,
         classes=draw(st.sampled_from([0, 1, 3])),
+        scale_shift=draw(st.booleans()),
+        residual_resampling=draw(st.booleans()),
+        middle_norm=draw(st.booleans()),
+        symmetric_padding=draw(st.booleans()),
     )
 
 
@@ -338,21 +343,61 @@ def test_sinusoids(width, dtype, endpoint, cosine_first):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=2 * 999 * np.finfo(dtype).eps)
 
 
+def test_batch_of_none():
+    """No images give no outputs, of the right shape."""
+    for config in (SMALL, dataclasses.replace(SMALL, scale_shift=True, residual_resampling=True)):
+        params = random_params(config, 0)
+        x, timestep, y = (a[:0] for a in random_inputs(config, 1, 2, 3, "float64"))
+        found = unet(params, x, timestep, y, config=config, ops=REFERENCE)
+        assert found.shape == (0, 2, 4, 6)
+
+
+X, TIME, Y = np.zeros((2, 2, 4, 4)), np.zeros(2), np.zeros(2, np.int64)
+
+
 @pytest.mark.parametrize(
-    ("shape", "y", "message"),
+    ("wrong", "message"),
     [
-        ((1, 3, 4, 4), None, r"x must be \(B, 2, H, W\).*has shape \(1, 3, 4, 4\)"),
-        ((1, 2, 5, 4), None, "H and W divisible by 2"),
-        ((1, 2, 4, 7), None, "H and W divisible by 2"),
-        ((2, 4, 4), None, "x must be"),
-        ((2, 2, 4, 4), [0], r"y must be \(2,\), one class per image, but is \(1,\)"),
+        ({"x": np.zeros((2, 3, 4, 4))}, r"x must be \(B, 2, H, W\).*has shape \(2, 3, 4, 4\)$"),
+        ({"x": np.zeros((2, 4, 4, 2))}, r"\(2, 4, 4, 2\); are its channels last\?"),
+        ({"x": np.zeros((2, 2, 5, 4))}, "H and W divisible by 2"),
+        ({"x": np.zeros((2, 2, 4, 7))}, "H and W divisible by 2"),
+        ({"x": np.zeros((2, 4, 4))}, r"x must be .* but has shape \(2, 4, 4\)$"),
+        ({"timestep": np.zeros(3)}, r"timestep must be \(2,\), one per image, but is \(3,\)"),
+        ({"timestep": np.zeros(())}, r"timestep must be \(2,\), one per image, but is \(\)"),
+        ({"y": Y[:1]}, r"y must be \(2,\), one class per image, but is \(1,\)"),
+        ({"y": np.zeros(3, np.int64)}, r"y must be \(2,\), one class per image, but is \(3,\)"),
+        ({"y": np.array([0, 4])}, r"y must lie within \[-1, 3\], but has 0 to 4"),
+        ({"y": np.array([-2, 0])}, r"y must lie within \[-1, 3\], but has -2 to 0"),
     ],
 )
-def test_wrong_inputs(shape, y, message):
+def test_wrong_inputs(wrong, message):
     """A wrong shape is a ValueError that says which is right."""
-    x, y = np.zeros(shape), None if y is None else np.array(y)
+    inputs = {"x": X, "timestep": TIME, "y": Y} | wrong
+    check_inputs(X, TIME, Y, SMALL)
     with pytest.raises(ValueError, match=message):
-        unet({}, x, np.zeros(len(x)), y, config=SMALL, ops=REFERENCE)
+        check_inputs(**inputs, config=SMALL)
+    with pytest.raises(ValueError, match=message):
+        unet({}, **inputs, config=SMALL, ops=REFERENCE)
+
+
+def test_inputs_of_wrong_types():
+    """Lists, numbers, and arrays of another library than the rest are a TypeError with the name."""
+    torch = pytest.importorskip("torch")
+    there = torch.zeros(X.shape, dtype=torch.float64)
+    for inputs, like, message in [
+        ((X, TIME, [0, 1]), None, "y must be an array, but is a list"),
+        ((X, 3.0, None), None, "timestep must be an array, but is a float"),
+        ((X.tolist(), TIME, None), None, "x must be an array, but is a list"),
+        ((there, TIME, None), None, "x is a torch Tensor, timestep is a numpy ndarray"),
+        ((X, TIME, torch.tensor(Y)), None, "y is a torch Tensor: pass arrays of one library"),
+        ((X, TIME, Y), there, "the network is a torch Tensor: pass arrays of one library"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            check_inputs(*inputs, SMALL, like)
+    params = {FREQUENCIES: there}
+    with pytest.raises(TypeError, match="the network is a torch Tensor"):
+        unet(params, X, TIME, config=SMALL, ops=REFERENCE)
 
 
 def test_class_for_unconditional_network():
@@ -365,20 +410,48 @@ def test_class_for_unconditional_network():
 @pytest.mark.parametrize(
     ("wrong", "message"),
     [
-        ({"widths": ()}, "multiples of groups = 32"),
+        ({"widths": ()}, "widths must be 1 to 16 multiples of groups = 32, but are 0"),
+        ({"widths": (32,) * 17}, "widths must be 1 to 16 .* but are 17"),
         ({"widths": (48,)}, r"multiples of groups = 32, but are \(48,\)"),
         ({"attention": (4,)}, r"indices into the 4 widths, but is \(4,\)"),
         ({"attention": (-1,)}, "indices into the 4 widths"),
         ({"blocks": 0}, "blocks must be at least 1, but is 0"),
+        ({"blocks": 10**6}, "blocks must be at most 100, but is 1000000"),
         ({"channels": 0}, "channels must be at least 1"),
         ({"groups": 0}, "groups must be at least 1"),
-        ({"classes": -1}, "classes must not be negative"),
+        ({"classes": -1}, "classes must be at least 0, but is -1"),
+        ({"head_width": 64, "heads": 2}, "give heads or head_width"),
+        ({"heads": 3}, r"heads = 3 does not divide the widths that have attention, \[256, 256\]"),
+        ({"widths": (2**20,) * 4}, r"the network would have .*e\+\d+ parameters, more than 1e\+10"),
+        ({"eps": -1e-6}, "eps must not be negative"),
+        ({"eps": math.nan}, "eps must not be negative and must be finite, but is nan"),
+        ({"eps": math.inf}, "must be finite, but is inf"),
+        ({"eps": 10**400}, "eps must be a number, but is 1000"),
+        ({"eps": "1e-6"}, "eps must be a number, but is '1e-6'"),
+        ({"eps": True}, "eps must be a number, but is True"),
+        ({"blocks": 1.5}, "blocks must be an integer, but is 1.5"),
+        ({"blocks": 2.0}, "blocks must be an integer, but is 2.0"),
+        ({"blocks": True}, "blocks must be an integer, but is True"),
+        ({"widths": [64.0]}, r"widths must be integers, but is \[64.0\]"),
+        ({"widths": [True]}, "widths must be integers"),
+        ({"widths": "88"}, "widths must be integers, but is '88'"),
+        ({"widths": 64}, "widths must be integers, but is 64"),
+        ({"attention": None}, "attention must be integers, but is None"),
+        ({"scale_shift": 1}, "scale_shift must be True or False, but is 1"),
     ],
+    ids=str,
 )
 def test_wrong_config(wrong, message):
     """A configuration that makes no network is refused, with the field and its value."""
     with pytest.raises(ValueError, match=message):
         UNetConfig(**wrong)
+
+
+def test_config_of_numpy_integers():
+    """Integers of NumPy, such as shapes and labels give, are Python's once in a configuration."""
+    config = UNetConfig(blocks=np.int64(2), widths=np.array([32, 64]), attention=np.array([1]))
+    assert config == UNetConfig(widths=(32, 64))
+    assert json.loads(json.dumps(dataclasses.asdict(config)))["widths"] == [32, 64]
 
 
 # The torch module. --------------------------------------------------------------------------------

@@ -1,7 +1,8 @@
 """The operations that a UNet is made of, on the bare Array API standard.
 
-This is the reference: correct on every array library and fast on none. A backend replaces what it
-does better, and keeps feature maps in the layout it likes: `enter` and `leave` are the doors.
+This is the reference: correct on every array library and fast on none. A backend replaces the
+operations that it does better, and chooses the layout of the feature maps: `enter` and `leave`
+convert to and from it.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from ddpm_core.typing import Array
 
 
 class Ops:
-    """The reference operations. Feature maps are (B, C, H, W), vectors (B, C), weights as named.
+    """The reference operations. Feature maps are (B, C, H, W), vectors are (B, C).
 
-    Weights and biases may be what the backend's `pack` made of them.
+    A subclass may change the layout of maps, and the form of weights and biases (`pack`).
     """
 
     def pack(self, params: dict[str, Array]) -> dict[str, Any]:
-        """The parameters in the form that these operations like best, prepared once."""
+        """The parameters in the form that is fastest for these operations, prepared once."""
         return params
 
     def enter(self, x: Array) -> Array:
-        """(B, C, H, W) into the layout of the feature maps."""
+        """(B, C, H, W) to the layout of the feature maps."""
         return x
 
     def leave(self, h: Array) -> Array:
-        """The layout of the feature maps back to (B, C, H, W)."""
+        """From the layout of the feature maps back to (B, C, H, W)."""
         return h
 
     def conv2d(
@@ -55,7 +56,7 @@ class Ops:
                 columns = slice(j, j + stride * (width - 1) + 1, stride)
                 tap = h[:, :, rows, columns]
                 out = out + weight[:, :, i, j] @ xp.reshape(tap, (batch, channels, height * width))
-        return xp.reshape(out, (batch, -1, height, width))
+        return xp.reshape(out, (batch, weight.shape[0], height, width))
 
     def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
         """Zero mean and unit variance per sample and group of channels (Wu & He 2018), then affine.
@@ -90,7 +91,7 @@ class Ops:
     def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:
         """Every pixel attends to every pixel: softmax(q kᵀ / sqrt(c)) v. All maps.
 
-        heads: each has c = C / heads channels, which lie together
+        heads: each has c = C / heads neighbouring channels
         """
         xp = array_namespace(q)
         batch, channels, height, width = q.shape
@@ -102,13 +103,13 @@ class Ops:
         return xp.reshape(v @ xp.matrix_transpose(weights), (batch, channels, height, width))
 
     def downsample(self, h: Array) -> Array:
-        """Half the height and width, means of 2x2 pixels."""
+        """Half the height and width, by means of 2x2 pixels."""
         xp = array_namespace(h)
         batch, channels, height, width = h.shape
         return xp.mean(xp.reshape(h, (batch, channels, height // 2, 2, width // 2, 2)), axis=(3, 5))
 
     def upsample(self, h: Array) -> Array:
-        """Twice the height and width, nearest neighbour."""
+        """Twice the height and width, by nearest neighbours."""
         xp = array_namespace(h)
         batch, channels, height, width = h.shape
         h = xp.reshape(h, (batch, channels, height, 1, width, 1))
@@ -127,14 +128,14 @@ class Ops:
         return h * (1 + scale) + shift
 
     def concat(self, h: Array, skip: Array) -> Array:
-        """Two maps, their channels one after the other."""
+        """Two maps with their channels one after the other."""
         return array_namespace(h).concat([h, skip], axis=1)
 
 
 class ChannelsLast(Ops):
-    """The same on feature maps (B, H, W, C), for backends that bring what mixes pixels or channels.
+    """The same on feature maps (B, H, W, C), without `conv2d`, `group_norm` and `attention`.
 
-    That is `conv2d`, `group_norm` and `attention`.
+    Those three mix pixels or channels, and a backend brings its own.
     """
 
     def enter(self, x: Array) -> Array:
