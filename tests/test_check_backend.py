@@ -342,7 +342,7 @@ def test_the_report():
     with pytest.raises(AssertionError) as caught:
         check_backend(Wrong())
     first, *rest = str(caught.value).splitlines()
-    assert first == "5 of 11 checks of Wrong(device='cpu', dtype=dtype('float32')) failed"
+    assert first == "6 of 11 checks of Wrong(device='cpu', dtype=dtype('float32')) failed"
     assert rest[0] == "- native noise: failed (RuntimeError: no generator)"
     assert rest[1].startswith("- lincomb: failed (one to six terms: 0.00")
     assert rest[1].endswith(", allowed 4.8e-07)")

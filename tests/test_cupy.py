@@ -23,9 +23,9 @@ from hypothesis import strategies as st
 
 import ddpm_core as ddpm
 from ddpm_core import Level, samplers
+from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 from ddpm_core.testing import backends as suite
 from ddpm_core.testing.backend_checks import CHECKS
-from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 from ddpm_core_numpy import convolution
 
 REAL = pytest.importorskip("cupy", reason="its names are the stand-in's; no GPU is needed")

@@ -163,3 +163,24 @@ def test_default_backend(monkeypatch, installed, name):
     monkeypatch.setattr(suite, "CHECKS", {})
     assert app.run(["verify"]) == 0
     assert made == [name]
+
+
+def test_info_prints_at_once(monkeypatch, capsys):
+    """What is known without a framework is there before the first is imported, then line by line."""
+    from ddpm_core.cli import info
+
+    seen = []
+
+    def made(name):
+        seen.append(capsys.readouterr().out)
+        raise ValueError(f"no {name}")
+
+    monkeypatch.setattr(info, "backend", made)
+    app.run(["info"])
+    seen.append(capsys.readouterr().out)
+    assert f"numpy {np.__version__}" in seen[0]
+    assert "fashion-mnist" in seen[0]
+    names = sorted(backends.discover())
+    assert len(names) > 1
+    for name, shown in zip(names, seen[1:], strict=True):
+        assert shown.split() == [name, "no", name]

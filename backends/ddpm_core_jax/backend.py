@@ -17,10 +17,7 @@ from jax.sharding import AxisType
 from jax.tree_util import register_dataclass
 
 from ddpm_core.backends import Backend
-from ddpm_core.nn import ChannelsLast, UNetConfig, unet
-from ddpm_core.nn.network import (
-    _check_inputs as check_inputs,  # pyright: ignore[reportPrivateUsage]
-)
+from ddpm_core.nn import ChannelsLast, UNetConfig, check_inputs, unet
 
 if TYPE_CHECKING:
     from ddpm_core.testing.backend_checks import Check
@@ -205,7 +202,9 @@ class JAXNetwork:
     config: UNetConfig = field(metadata={"static": True})
 
     def __call__(self, x: Array, timestep: Array, y: Array | None = None) -> Array:
-        check_inputs(x, timestep, y, self.config)
+        if isinstance(y, np.ndarray):  # beside it, shapes are all that must be known
+            shapes = (np.broadcast_to(np.float32(0), a.shape) for a in (x, timestep))
+            check_inputs(*shapes, y, self.config)
         return cast(Any, _call)(self.params, x, timestep, y, config=self.config)
 
 

@@ -14,17 +14,15 @@ from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import cache, partial
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend, Network
-from ddpm_core.nn import ChannelsLast, UNetConfig
-from ddpm_core.nn.network import (
-    _check_inputs as check_inputs,  # pyright: ignore[reportPrivateUsage]
-)
+from ddpm_core.nn import ChannelsLast, UNetConfig, check_inputs
+from ddpm_core.nn.network import FREQUENCIES
 from ddpm_core.nn.winograd import Kernel
 from ddpm_core_numpy.convolution import convolve
 
@@ -229,11 +227,7 @@ class NumPyNetwork(Network):
     """
 
     def __call__(self, x: Array, timestep: Array, y: Array | None = None) -> Array:
-        for name, a in (("x", x), ("timestep", timestep), ("y", y)):
-            if a is not None and not isinstance(cast(Any, a), np.ndarray):
-                kind = f"{type(a).__module__}.{type(a).__qualname__}".removeprefix("builtins.")
-                raise TypeError(f"{name} must be a NumPy array, but is a {kind}")
-        check_inputs(x, timestep, y, self.config)
+        check_inputs(x, timestep, y, self.config, self.packed[FREQUENCIES])
         batch = len(x)
         if batch == 0:
             return np.empty((0, self.config.out_channels, *x.shape[2:]), x.dtype)

@@ -16,10 +16,7 @@ from torch.utils._pytree import tree_map_only
 
 from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend, Network
-from ddpm_core.nn import Ops, UNetConfig
-from ddpm_core.nn.network import (
-    _check_inputs as check_inputs,  # pyright: ignore[reportPrivateUsage]
-)
+from ddpm_core.nn import Ops, UNetConfig, check_inputs
 from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps, TorchOps
 
 if TYPE_CHECKING:

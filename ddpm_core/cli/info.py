@@ -52,4 +52,4 @@ def _state(name: str) -> str:
         return str(error)
     except Exception as error:  # another package's defect hides nothing else
         return f"cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    return f"{about['library']} on {about['device']}"
+    return f"{about['library'].removeprefix(f'{name} ')} on {about['device']}"
