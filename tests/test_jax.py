@@ -200,6 +200,7 @@ def test_network(name):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-10 * np.abs(wanted).max())
 
 
+@pytest.mark.slow
 def test_network_in_bfloat16(predict):
     """A network of bfloat16 takes a state of float32, which a Predictor's x_0 then keeps."""
     x, t, y = jnp.asarray(draws(*SHAPE), jnp.float32), SCHEDULE(600), jnp.asarray([0, -1, 2])

@@ -70,6 +70,7 @@ def test_sample_of_a_network(name, predict):
         np.testing.assert_allclose(end, wanted, rtol=0, atol=1e-4, err_msg=way)
 
 
+@pytest.mark.slow
 def test_clipped_and_half():
     """A clipped Predictor is read as it clips, and a bfloat16 state ends in bfloat16."""
     sampler, x = ddpm.ddim(SCHEDULE, 3), noises()[1](0, (48, 2))

@@ -166,7 +166,7 @@ def test_default_backend(monkeypatch, installed, name):
 
 
 def test_info_prints_at_once(monkeypatch, capsys):
-    """What is known without a framework is there before the first is imported, then line by line."""
+    """What is known without a framework comes before the first is imported; then each line."""
     from ddpm_core.cli import info
 
     seen = []

@@ -203,8 +203,8 @@ class JAXNetwork:
 
     def __call__(self, x: Array, timestep: Array, y: Array | None = None) -> Array:
         if isinstance(y, np.ndarray):  # beside it, shapes are all that must be known
-            shapes = (np.broadcast_to(np.float32(0), a.shape) for a in (x, timestep))
-            check_inputs(*shapes, y, self.config)
+            x_shape, t_shape = (np.broadcast_to(np.float32(0), a.shape) for a in (x, timestep))
+            check_inputs(x_shape, t_shape, y, self.config)
         return cast(Any, _call)(self.params, x, timestep, y, config=self.config)
 
 
