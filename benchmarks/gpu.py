@@ -31,7 +31,7 @@ import unet
 
 import ddpm_core as ddpm
 from ddpm_core.cli.pictures import check_place
-from ddpm_core.cli.verify import environment
+from ddpm_core.testing.backends import environment
 from ddpm_core_torch import UNet
 
 SCHEDULE = ddpm.linear(1000)

@@ -1,12 +1,16 @@
-"""Backends: what an array library supplies beyond the standard.
+"""Backends: what an array library supplies beyond the Array API standard.
 
-Mathematics needs none of this: it follows the arrays that it is given. A backend makes arrays,
-draws noise and runs the UNet; it is an object that is passed, never a global.
+The mathematics needs none: it works on the arrays that it is given. A backend makes arrays, draws
+noise and runs the UNet. It is an object that is passed, never a global.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from types import ModuleType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,14 +27,28 @@ if TYPE_CHECKING:
 GROUP = "ddpm_core.backends"
 
 
+@dataclass(frozen=True, eq=False)
+class Network:
+    """The UNet on packed parameters, as (x_t, timestep, y=None) -> output."""
+
+    packed: Mapping[str, Any]
+    config: UNetConfig
+    ops: Ops
+
+    def __call__(self, x: Array, timestep: Array, y: Array | None = None) -> Array:
+        return unet(self.packed, x, timestep, y, config=self.config, ops=self.ops)
+
+
 class Backend:
     """What a backend supplies; a third party subclasses it and registers the entry point.
 
     xp: the namespace of the Array API standard
     device, dtype: of the arrays that it makes
-    ops: the operations of the UNet; the reference's, unless it has faster ones
+    ops: the operations of the UNet; by default the reference's
 
-    Made by name as kind(device=..., dtype=..., **options), with ValueError for what it lacks.
+    A subclass must set name, xp, device and dtype, and define `noise`; the rest has defaults. It is
+    made by name as kind(device=..., dtype=..., **options), and raises ValueError for a device or
+    dtype that it does not have. Backends, and the networks and noises of ours, pickle.
     """
 
     name: ClassVar[str]
@@ -45,7 +63,7 @@ class Backend:
         return self.xp.asarray(a, dtype=dtype, device=self.device)
 
     def to_numpy(self, x: Array) -> Array:
-        """An array of this library on the host."""
+        """An array of this library as a NumPy array."""
         return np.asarray(x)
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
@@ -70,6 +88,10 @@ class Backend:
         """The function, compiled if this library does that."""
         return f
 
+    def grad(self, f: Callable[[dict[str, Array]], Array]) -> Callable[..., Any] | None:
+        """The derivatives of a number by each array of a dict, as a function; None without them."""
+        return None
+
     def inference_ops(self, config: UNetConfig) -> Ops:
         """The operations of `network`, which needs no gradients."""
         return self.ops
@@ -78,17 +100,47 @@ class Backend:
         """The UNet on host parameters, as (x_t, timestep, y=None) -> output; packed once."""
         ops = self.inference_ops(config)
         packed = ops.pack({name: self.asarray(value) for name, value in params.items()})
-        # Made once: a step of a sampler copies nothing to the device.
+        # Made once, so that a step of a sampler copies nothing to the device.
         dtype = self.dtype if self.dtype == self.xp.float64 else self.xp.float32
         packed[FREQUENCIES] = self.asarray(frequencies(config), dtype)
+        return Network(packed, config, ops)
 
-        def net(x: Array, timestep: Array, y: Array | None = None) -> Array:
-            return unet(packed, x, timestep, y, config=config, ops=ops)
+    def describe(self) -> dict[str, str]:
+        """What results depend on, in words: "device", "library" and its version, and any others."""
+        version = getattr(self.xp, "__version__", "(no version)")
+        return {"device": str(self.device), "library": f"{self.name} {version}"}
 
-        return net
+    def exact_products(self) -> AbstractContextManager[Any]:
+        """Where products of float32 are computed in float32, and not in fewer bits."""
+        return nullcontext()
+
+    def live_bytes(self) -> AbstractContextManager[Callable[[], int]] | None:
+        """Gives a function that counts the bytes of living arrays; None if they are not known."""
+        return None
+
+    def checks(self) -> Mapping[str, tuple[str, Callable[..., Any]]]:
+        """What `ddpm_core.testing.check_backend` checks of this backend alone."""
+        return {}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(device={self.device!r}, dtype={self.dtype!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {k: _Module(v) if isinstance(v, ModuleType) else v for k, v in vars(self).items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            setattr(self, name, value.load() if isinstance(value, _Module) else value)
+
+
+class _Module:
+    """A module in a pickle: its name."""
+
+    def __init__(self, module: ModuleType) -> None:
+        self.name = module.__name__
+
+    def load(self) -> ModuleType:
+        return importlib.import_module(self.name)
 
 
 def backend(name: str, *, device: Any = None, dtype: str = "float32", **options: Any) -> Backend:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pickle
 import sys
 from contextlib import nullcontext
 from importlib.metadata import EntryPoint
@@ -195,3 +197,25 @@ def test_repr_says_where(name):
     """A backend prints as its class, device and dtype."""
     text = repr(ddpm.backend(name, dtype="float64"))
     assert all(part in text for part in ("device=", "cpu", "dtype=", "float64"))
+
+
+def test_pickles(name):
+    """A backend, its noise and a network that has been called: the same arrays from the copies."""
+    config = UNetConfig(channels=1, out_channels=1, widths=(4,), attention=(), groups=2, classes=3)
+    params = initialise(config, np.random.default_rng(0))
+    on = ddpm.backend(name, device="cpu")
+    net, noise = on.network(params, config), on.noise(3)
+    x, t, y = noise(1, (2, 1, 4, 4)), on.asarray(np.ones(2)), on.asarray([0, -1], on.xp.int32)
+    wanted = on.to_numpy(net(x, t, y))
+    again, net, noise = pickle.loads(pickle.dumps((on, net, noise)))
+    assert (repr(again), again.xp) == (repr(on), on.xp)
+    found = again.to_numpy(net(noise(1, (2, 1, 4, 4)), t, y))
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_describes_itself(name):
+    """Its device and its library with the version, in words."""
+    about = ddpm.backend(name).describe()
+    assert name in about["library"]
+    assert importlib.import_module(name).__version__ in about["library"]
+    assert "cpu" in about["device"]

@@ -19,7 +19,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 
-from ddpm_core_torch import Torch  # noqa: E402
+from ddpm_core_torch import Torch, UNet  # noqa: E402
 from ddpm_core_torch.ops import ChannelsLastOps, TorchOps  # noqa: E402
 
 CONFIG = UNetConfig(widths=(32, 64), blocks=1, attention=(1,), classes=3, scale_shift=True)
@@ -302,3 +302,23 @@ def test_host_data_goes_by_pinned_memory(monkeypatch):
     assert on.asarray([1, 2], torch.int64).dtype == torch.int64
     with torch.device("meta"):  # as if it were the default, where nothing can be pinned
         assert on.asarray([1.0]).device.type == "cpu"
+
+
+@pytest.mark.parametrize("config", [CONFIG, UNetConfig(widths=(128,), blocks=1, attention=())])
+def test_no_images(config):
+    """A batch of 0 images has 0 results, of a network and of a module."""
+    params = initialise(config, np.random.default_rng(0))
+    x, t = torch.zeros(0, 3, 16, 16), torch.zeros(0)
+    for net in (Torch().network(params, config), UNet(config, params)):
+        assert net(x, t).shape == (0, 3, 16, 16)
+
+
+def test_one_line_of_a_device(monkeypatch):
+    """Of what torch says of a device that it lacks: the first sentence, and not its table."""
+
+    def refuse(*args, **kwargs):
+        raise NotImplementedError("Could not run 'aten::empty'. This could be because ...\nCPU: ok")
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    with pytest.raises(ValueError, match=r"cannot use device 'mps': Could not run 'aten::empty'$"):
+        Torch("mps")

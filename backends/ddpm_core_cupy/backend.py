@@ -11,13 +11,16 @@ import math
 import operator
 import re
 from collections.abc import Callable
-from typing import Any
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat.cupy as xp
 import numpy as np
 
 from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend
+from ddpm_core.nn.winograd import Kernel
 from ddpm_core.noise import normal_tables, portable_noise
 from ddpm_core.typing import Array
 from ddpm_core_cupy import kernels
@@ -25,17 +28,20 @@ from ddpm_core_cupy._cupy import cupy
 from ddpm_core_cupy.cublas import matmul
 from ddpm_core_cupy.graphs import graphed
 from ddpm_core_numpy import NumPyOps
-from ddpm_core_numpy.convolution import Kernel
+
+if TYPE_CHECKING:
+    from ddpm_core.testing.backend_checks import Check
 
 
 class CuPyOps(NumPyOps):
     """The UNet's operations on CuPy; maps are (B, H, W, C), as NumPy's are.
 
-    Convolutions and attention are matrix products by cuBLAS, a norm with its SiLU is one kernel.
-    What is not here is `NumPyOps`'s own line.
+    Convolutions and attention are matrix products by cuBLAS, of a whole batch at once; a norm with
+    its SiLU is one kernel. The rest is inherited.
     """
 
     matmul = staticmethod(matmul)
+    apart = False
 
     def kernel(self, weight: Array) -> Kernel:
         """Its forms are made on the host."""
@@ -116,48 +122,75 @@ class CuPy(Backend):
         Each call makes the generator anew, which no graph can capture: within `compile` use
         `portable_noise`.
         """
+        return partial(self._normal, seed)
 
-        def normal(step: int, shape: tuple[int, ...]) -> Array:
-            bits = cupy.random.Philox4x3210(np.random.SeedSequence((seed, step)))
-            return cupy.random.Generator(bits).standard_normal(shape, dtype=self.dtype)
+    def _normal(self, seed: int, step: int, shape: tuple[int, ...]) -> Array:
+        bits = cupy.random.Philox4x3210(np.random.SeedSequence((seed, step)))
+        return cupy.random.Generator(bits).standard_normal(shape, dtype=self.dtype)
 
-        return normal
-
-    def portable_noise(self, seed: int) -> Callable[..., Array]:
+    def portable_noise(self, seed: int) -> PortableNoise:
         """`ddpm_core.portable_noise` on this device and in this dtype: its bits, in one kernel."""
         portable_noise(seed)  # for what it says of a seed that it does not take
-        seed = operator.index(seed)
-        halves = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
-        tables = [self.asarray(table, cupy.float32) for table in normal_tables()]
-
-        def noise(step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
-            batch, elements = shape[0], math.prod(shape[1:])
-            if ids is not None:
-                ids = _integers(ids)
-                if len(ids) != batch:
-                    raise ValueError(
-                        f"{len(ids)} ids do not go with shape {shape}: pass one a sample"
-                    )
-            steps, number = None, 0
-            if getattr(step, "ndim", 0) or not hasattr(step, "__index__"):
-                steps = cupy.ascontiguousarray(cupy.broadcast_to(_integers(step), (batch,)))
-            else:
-                number = operator.index(step)
-            z = cupy.empty(shape, cupy.float32)
-            numbers = np.int32(number), np.int64(batch), np.int64(elements)
-            if blocks := math.ceil(batch * ((elements + 1) // 2) / kernels.THREADS):
-                kernels.portable_noise()(
-                    (blocks,),
-                    (kernels.THREADS,),
-                    (z, *tables, ids, steps, *halves, *numbers),
-                )
-            return z.astype(self.dtype, copy=False)
-
-        return noise
+        return PortableNoise(self, operator.index(seed))
 
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
         """The function as CUDA graphs; see `graphs.graphed`."""
         return graphed(f)
+
+    def describe(self) -> dict[str, str]:
+        runtime = cupy.cuda.runtime
+        name = runtime.getDeviceProperties(self.device.id)["name"].decode()
+        return {
+            "device": f"{name} (cuda:{self.device.id})",
+            "library": f"cupy {cupy.__version__}",
+            "cuda": f"CUDA {runtime.runtimeGetVersion()}",
+        }
+
+    def live_bytes(self) -> AbstractContextManager[Callable[[], int]]:
+        pool = cupy.get_default_memory_pool()
+        return nullcontext(lambda: int(pool.used_bytes()))
+
+    def checks(self) -> dict[str, tuple[str, Check]]:
+        from ddpm_core_cupy.checks import CHECKS
+
+        return CHECKS
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"device": self.device.id}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"device": _device(state["device"])})
+        self.device.use()
+
+
+class PortableNoise:
+    """(step, shape, ids=None) -> array, as `ddpm_core.portable_noise` has it."""
+
+    def __init__(self, on: CuPy, seed: int) -> None:
+        self.dtype = on.dtype
+        self.halves = np.uint32(seed & 0xFFFFFFFF), np.uint32(seed >> 32)
+        self.tables = [on.asarray(table, cupy.float32) for table in normal_tables()]
+
+    def __call__(self, step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
+        batch, elements = shape[0], math.prod(shape[1:])
+        if ids is not None:
+            ids = _integers(ids)
+            if len(ids) != batch:
+                raise ValueError(f"{len(ids)} ids do not go with shape {shape}: pass one a sample")
+        steps, number = None, 0
+        if getattr(step, "ndim", 0) or not hasattr(step, "__index__"):
+            steps = cupy.ascontiguousarray(cupy.broadcast_to(_integers(step), (batch,)))
+        else:
+            number = operator.index(step)
+        z = cupy.empty(shape, cupy.float32)
+        numbers = np.int32(number), np.int64(batch), np.int64(elements)
+        if blocks := math.ceil(batch * ((elements + 1) // 2) / kernels.THREADS):
+            kernels.portable_noise()(
+                (blocks,),
+                (kernels.THREADS,),
+                (z, *self.tables, ids, steps, *self.halves, *numbers),
+            )
+        return z.astype(self.dtype, copy=False)
 
 
 def _device(name: Any) -> Any:

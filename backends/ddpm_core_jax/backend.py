@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cache
-from typing import Any, cast
+from functools import partial
+from typing import TYPE_CHECKING, Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax, random
 from jax.sharding import AxisType
-from jax.tree_util import Partial, register_dataclass
+from jax.tree_util import register_dataclass
 
 from ddpm_core.backends import Backend
-from ddpm_core.nn import ChannelsLast, UNetConfig, unet
+from ddpm_core.nn import ChannelsLast, UNetConfig, check_inputs, unet
+
+if TYPE_CHECKING:
+    from ddpm_core.testing.backend_checks import Check
 
 
 class JAXOps(ChannelsLast):
@@ -71,7 +75,8 @@ class JAXOps(ChannelsLast):
 class Normal:
     """(step, shape) -> standard normal, of a key that each step is folded into.
 
-    A pytree, so that another seed is another argument of a compiled function; step may be traced.
+    It is a pytree, so that another seed is another argument of a compiled function. step may be
+    traced.
     """
 
     key: Array
@@ -142,36 +147,83 @@ class JAX(Backend):
     def compile(self, f: Callable[..., Any]) -> Callable[..., Any]:
         return jax.jit(f)
 
-    def network(self, params: dict[str, Any], config: UNetConfig) -> Callable[..., Array]:
-        """The UNet, compiled: a pytree of its parameters, which may be traced.
+    def grad(self, f: Callable[[dict[str, Array]], Array]) -> Callable[..., dict[str, Array]]:
+        return cast(Any, jax).grad(f)
 
-        It takes x of any floating-point dtype, and computes in the backend's.
-        """
-        return Partial(_compiled(config), {n: self.asarray(p) for n, p in params.items()})
+    def network(self, params: dict[str, Any], config: UNetConfig) -> JAXNetwork:
+        """The UNet, compiled; params may be traced."""
+        return JAXNetwork({n: self.asarray(p) for n, p in params.items()}, config)
+
+    def describe(self) -> dict[str, str]:
+        at = self._place()
+        return {
+            "device": f"{at.device_kind} ({at.platform}:{at.id})",
+            "library": f"jax {jax.__version__}",
+        }
+
+    def exact_products(self) -> AbstractContextManager[Any]:
+        return jax.default_matmul_precision("highest")
+
+    def live_bytes(self) -> AbstractContextManager[Callable[[], int]]:
+        platform = self._place().platform
+        live_arrays: Any = cast(Any, jax).live_arrays
+        return nullcontext(lambda: sum(int(a.nbytes) for a in live_arrays(platform)))
+
+    def checks(self) -> Mapping[str, tuple[str, Check]]:
+        from ddpm_core_jax.checks import CHECKS
+
+        return CHECKS
+
+    def _place(self) -> Any:
+        """The device of new arrays."""
+        return self.device or next(iter(jnp.zeros(0).devices()))
 
     def __repr__(self) -> str:
-        at = self.device or next(iter(jnp.zeros(0).devices()))
+        at = self._place()
         return f"JAX(device='{at.platform}:{at.id}', dtype={self.dtype!r})"
 
+    def __reduce__(self) -> Any:
+        at = self.device and f"{self.device.platform}:{self.device.id}"  # a Device does not pickle
+        return type(self), (at, str(self.dtype))
 
-@cache
-def _compiled(config: UNetConfig) -> Callable[..., Array]:
-    """One function for one shape of network, whose parameters are its first argument."""
+
+@register_dataclass
+@dataclass(frozen=True, eq=False)
+class JAXNetwork:
+    """The UNet as (x_t, timestep, y=None) -> output, compiled: a pytree of its parameters.
+
+    It takes x of any floating-point dtype, and computes in that of its parameters.
+
+    y: a NumPy array is checked. The values of a JAX array are not looked at: a negative class is no
+        class, and one that the network does not have gives NaN
+    """
+
+    params: dict[str, Any]
+    config: UNetConfig = field(metadata={"static": True})
+
+    def __call__(self, x: Array, timestep: Array, y: Array | None = None) -> Array:
+        if isinstance(y, np.ndarray):  # beside it, shapes are all that must be known
+            x_shape, t_shape = (np.broadcast_to(np.float32(0), a.shape) for a in (x, timestep))
+            check_inputs(x_shape, t_shape, y, self.config)
+        return cast(Any, _call)(self.params, x, timestep, y, config=self.config)
+
+
+@partial(jax.jit, static_argnames="config")
+def _call(
+    params: dict[str, Array], x: Array, timestep: Array, y: Array | None, *, config: UNetConfig
+) -> Array:
+    """One program for each configuration and shape."""
 
     def run(params: dict[str, Array], x: Array, timestep: Array, y: Array | None) -> Array:
         x = x.astype(params["conv_in.weight"].dtype)
         return unet(params, x, timestep, y, config=config, ops=OPS)
 
-    @jax.jit
-    def net(params: dict[str, Array], x: Array, timestep: Array, y: Array | None = None) -> Array:
-        place = jax.typeof(x).sharding
-        if AxisType.Explicit not in place.mesh.axis_types:
-            return run(params, x, timestep, y)
-        # Within, XLA finds the way, as it does on other meshes; the batch stays as it was split.
-        auto = cast("Any", jax.sharding).auto_axes(run, out_sharding=place)
-        return auto(params, x, timestep, y)
-
-    return net
+    place = jax.typeof(x).sharding
+    if AxisType.Explicit not in place.mesh.axis_types:
+        return run(params, x, timestep, y)
+    # Within, XLA finds the way, as it does on other meshes; the batch stays as it was split.
+    auto = cast("Any", jax.sharding).auto_axes(run, out_sharding=place)
+    return auto(params, x, timestep, y)
 
 
 OPS = JAXOps()

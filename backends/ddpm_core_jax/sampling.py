@@ -19,8 +19,9 @@ from ddpm_core.noise import PortableNoise
 from ddpm_core.samplers import Row, Sampler, State, advance
 from ddpm_core.typing import Noise
 
-# With a network that is a pytree too (`JAX.network`), weights are arguments of compiled functions
-# and not constants in them.
+# So that weights are arguments of compiled functions and not constants in them; a network of
+# `JAX.network` is a pytree too. On import, because JAX asks what a Predictor is made of before any
+# function of this package is called.
 register_dataclass(Predictor, ["net"], ["schedule", "predicts", "variance"])
 register_dataclass(Clipped, ["denoise"], ["low", "high"])
 register_dataclass(Scaled, ["net"], ["scale"])

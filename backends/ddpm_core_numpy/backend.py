@@ -8,17 +8,23 @@ from __future__ import annotations
 import importlib
 import math
 import os
-from collections.abc import Callable
+import threading
+import tracemalloc
+from collections.abc import Callable, Generator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from functools import cache, partial
 from typing import Any, TypeAlias
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from ddpm_core.arrays import fit
-from ddpm_core.backends import Backend
-from ddpm_core.nn import ChannelsLast, UNetConfig
-from ddpm_core_numpy.convolution import Kernel, convolve
+from ddpm_core.backends import Backend, Network
+from ddpm_core.nn import ChannelsLast, UNetConfig, check_inputs
+from ddpm_core.nn.network import FREQUENCIES
+from ddpm_core.nn.winograd import Kernel
+from ddpm_core_numpy.convolution import convolve
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -30,9 +36,13 @@ class NumPyOps(ChannelsLast):
 
     A convolution is matrix products (`convolution`); norms work on a few images at once, which
     stay in the processor's cache.
+
+    apart: each image has matrix products of its own, so that its result does not depend on the
+        batch that it is in, to the bit
     """
 
     matmul: Callable[..., Array] = staticmethod(np.matmul)
+    apart: bool = True
 
     def pack(self, params: dict[str, Array]) -> dict[str, Any]:
         """3x3 convolutions as a `Kernel`, and those of one pixel as matrices (C, O)."""
@@ -60,10 +70,15 @@ class NumPyOps(ChannelsLast):
         symmetric: bool = True,
     ) -> Array:
         if isinstance(weight, Kernel):
-            return convolve(h, weight, bias, stride, symmetric, self.matmul)
-        out = self.matmul(h.reshape(-1, h.shape[-1]), weight)
+            return convolve(h, weight, bias, stride, symmetric, self.matmul, apart=self.apart)
+        *pixels, channels = h.shape
+        rows = (pixels[0], pixels[1] * pixels[2]) if self.apart else (math.prod(pixels),)
+        out = self.matmul(h.reshape(*rows, channels), weight)
         out += bias
-        return out.reshape(*h.shape[:3], -1)
+        return out.reshape(*pixels, len(bias))
+
+    def linear(self, x: Array, weight: Array, bias: Array) -> Array:
+        return self.matmul(x[:, None], weight.T)[:, 0] + bias
 
     def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
         return self._norm(h, weight, bias, groups, eps, silu=False)
@@ -121,12 +136,111 @@ def _together(x: Array) -> Array:
     return array_namespace(x, use_compat=False).ascontiguousarray(x)
 
 
-def _threads_of_blas() -> Any:
-    """What sets the number of threads of NumPy's matrix products, or None."""
+class OneThread:
+    """While any thread of this process is in it, BLAS computes with one thread.
+
+    So calls that overlap have one thread from their first product to their last, whichever ends
+    first, and BLAS then has the number that it had before. Without threadpoolctl nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._calls = 0
+        self._before: list[tuple[Any, int]] = []
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if self._calls == 0:
+                self._before = [(lib, lib.num_threads) for lib in _blas() or () if not _local(lib)]
+                for lib, _ in self._before:
+                    _set_threads(lib, 1)
+            self._calls += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._calls -= 1
+            if self._calls == 0:
+                self._restore()
+
+    def after_fork(self) -> None:
+        """In a child process, which has none of the threads whose calls were going on."""
+        self._lock, self._calls = threading.Lock(), 0
+        self._restore()
+
+    def _restore(self) -> None:
+        before, self._before = self._before, []
+        for lib, count in before:
+            _set_threads(lib, count)
+
+
+@cache
+def _blas() -> list[Any] | None:
+    """The libraries of matrix products, as threadpoolctl controls them; None without it."""
     try:
-        return importlib.import_module("threadpoolctl").ThreadpoolController()
+        control = importlib.import_module("threadpoolctl").ThreadpoolController()
     except ModuleNotFoundError:
         return None
+    return list(control.select(user_api="blas").lib_controllers)
+
+
+def _local(lib: Any) -> bool:
+    """Whether each thread has a number of threads of its own, as with OpenMP."""
+    return getattr(lib, "threading_layer", None) == "openmp"
+
+
+def _set_threads(lib: Any, count: int) -> None:
+    # From threadpoolctl 3.8 on only the thread that was the first to set OpenBLAS's number may
+    # change it, until it is cleared: other threads' calls would do nothing.
+    clear = getattr(lib, "clear_controlling_thread", None)
+    if clear is not None:
+        clear(force=True)
+    lib.set_num_threads(count)
+    if clear is not None:
+        clear(force=True)
+
+
+def _start_worker() -> None:
+    for lib in _blas() or ():
+        if _local(lib):
+            lib.set_num_threads(1)
+
+
+@cache
+def _workers(process: int) -> ThreadPoolExecutor:
+    """The threads of a process, which keep their buffers from call to call.
+
+    process: its number; a forked child has none of its parent's threads, and starts its own
+    """
+    return ThreadPoolExecutor(os.cpu_count() or 1, "ddpm_core_numpy", _start_worker)
+
+
+_ONE_THREAD = OneThread()
+if hasattr(os, "register_at_fork"):  # Windows does not fork
+    os.register_at_fork(after_in_child=_ONE_THREAD.after_fork)
+
+
+class NumPyNetwork(Network):
+    """The UNet on a batch that is split over the processors, if threadpoolctl is there.
+
+    An image's result is the same, to the bit, in every batch and beside any other calls: each share
+    of the batch is computed by one thread, with one thread of BLAS.
+    """
+
+    def __call__(self, x: Array, timestep: Array, y: Array | None = None) -> Array:
+        check_inputs(x, timestep, y, self.config, self.packed[FREQUENCIES])
+        batch = len(x)
+        if batch == 0:
+            return np.empty((0, self.config.out_channels, *x.shape[2:]), x.dtype)
+        net = super().__call__
+        if _blas() is None:
+            return net(x, timestep, y)
+
+        def run(share: Array) -> Array:
+            return net(x[share], timestep[share], None if y is None else y[share])
+
+        shares = np.array_split(np.arange(batch), min(batch, os.cpu_count() or 1))
+        with _ONE_THREAD:
+            return np.concatenate(list(_workers(os.getpid()).map(run, shares)))
 
 
 class NumPy(Backend):
@@ -148,28 +262,10 @@ class NumPy(Backend):
         self.dtype = np.dtype(dtype)
         self.ops = NumPyOps()
 
-    def network(self, params: dict[str, Array], config: UNetConfig) -> Callable[..., Array]:
-        """The UNet on a batch that is split over the processors, if threadpoolctl is there.
-
-        Each part has one thread of BLAS then, and what is no matrix product is in parallel too.
-        """
-        net = super().network(params, config)
-        blas = _threads_of_blas()
-        parts = os.cpu_count() or 1
-        pool = ThreadPoolExecutor(parts)  # whose threads keep their buffers from call to call
-
-        def split(x: Array, timestep: Array, y: Array | None = None) -> Array:
-            if blas is None or min(parts, len(x)) < 2:
-                return net(x, timestep, y)
-
-            def run(share: Array) -> Array:
-                return net(x[share], timestep[share], None if y is None else y[share])
-
-            shares = np.array_split(np.arange(len(x)), min(parts, len(x)))
-            with blas.limit(limits=1, user_api="blas"):
-                return np.concatenate(list(pool.map(run, shares)))
-
-        return split
+    def network(self, params: dict[str, Array], config: UNetConfig) -> NumPyNetwork:
+        """The UNet, its batch split over the processors."""
+        made: Any = super().network(params, config)
+        return NumPyNetwork(made.packed, made.config, made.ops)
 
     def lincomb(self, *terms: tuple[Any, Array]) -> Array:
         total = product = None
@@ -185,8 +281,17 @@ class NumPy(Backend):
         return np.zeros_like(terms[0][1]) if total is None else total
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
-        def normal(step: int, shape: tuple[int, ...]) -> Array:
-            rng: Any = np.random.default_rng((seed, step))
-            return rng.standard_normal(shape, dtype=self.dtype)
+        return partial(self._normal, seed)
 
-        return normal
+    def _normal(self, seed: int, step: int, shape: tuple[int, ...]) -> Array:
+        rng: Any = np.random.default_rng((seed, step))
+        return rng.standard_normal(shape, dtype=self.dtype)
+
+    @contextmanager
+    def live_bytes(self) -> Generator[Callable[[], int]]:
+        """As tracemalloc has it: Python's own small objects are counted too."""
+        tracemalloc.start()
+        try:
+            yield lambda: tracemalloc.get_traced_memory()[0]
+        finally:
+            tracemalloc.stop()

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
-from typing import Any
+import gc
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch as xp
 import numpy as np
@@ -13,9 +15,12 @@ from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from ddpm_core.arrays import fit
-from ddpm_core.backends import Backend
-from ddpm_core.nn import Ops, UNetConfig
+from ddpm_core.backends import Backend, Network
+from ddpm_core.nn import Ops, UNetConfig, check_inputs
 from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps, TorchOps
+
+if TYPE_CHECKING:
+    from ddpm_core.testing.backend_checks import Check
 
 
 class Torch(Backend):
@@ -46,7 +51,7 @@ class Torch(Backend):
             self.device = torch.device(device) if device is not None else torch.get_default_device()
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as error:  # the second, of a torch without CUDA
-            reason = str(error).splitlines()[0]
+            reason = str(error).partition("\n")[0].partition(". ")[0][:200]
             raise ValueError(f"torch cannot use device {device!r}: {reason}") from None
         self.ops = TorchOps()
 
@@ -55,14 +60,14 @@ class Torch(Backend):
         return (x.float() if x.dtype == torch.bfloat16 else x).numpy()
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Tensor]:
-        def normal(step: int, shape: tuple[int, ...]) -> Tensor:
-            generator = torch.Generator(self.device)
-            # Hashed, because the generator of the CPU reads the low 32 bits of a seed only.
-            mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
-            generator.manual_seed(int(mixed[0]))
-            return torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
+        return functools.partial(self._normal, seed)
 
-        return normal
+    def _normal(self, seed: int, step: int, shape: tuple[int, ...]) -> Tensor:
+        generator = torch.Generator(self.device)
+        # Hashed, because the generator of the CPU reads the low 32 bits of a seed only.
+        mixed = np.random.SeedSequence((seed, step)).generate_state(1, np.uint64)
+        generator.manual_seed(int(mixed[0]))
+        return torch.randn(shape, generator=generator, dtype=self.dtype, device=self.device)
 
     def lincomb(self, *terms: tuple[Any, Tensor]) -> Tensor:
         total = None
@@ -105,6 +110,14 @@ class Torch(Backend):
 
         return launched
 
+    def grad(self, f: Callable[[dict[str, Tensor]], Tensor]) -> Callable[..., dict[str, Tensor]]:
+        def slopes(params: dict[str, Tensor]) -> dict[str, Tensor]:
+            leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
+            found = torch.autograd.grad(f(leaves), list(leaves.values()))
+            return dict(zip(leaves, found, strict=True))
+
+        return slopes
+
     def inference_ops(self, config: UNetConfig) -> Ops:
         if self.device.type != "cpu":
             return ChannelsLastOps()
@@ -112,13 +125,68 @@ class Torch(Backend):
         wide = min(config.widths) >= 128 and not self.compiled
         return InferenceOps() if wide else self.ops
 
-    def network(self, params: dict[str, Any], config: UNetConfig) -> Callable[..., Tensor]:
-        net = super().network(params, config)
-        if self.compiled:
-            net = self.compile(net)
+    def network(self, params: dict[str, Any], config: UNetConfig) -> TorchNetwork:
+        """The UNet, without gradients; x may be of another dtype, which the output then has."""
+        net: Any = super().network(params, config)
+        return TorchNetwork(net, self)
 
-        @torch.no_grad()
-        def run(x: Tensor, timestep: Tensor, y: Tensor | None = None) -> Tensor:
-            return net(x.to(self.dtype), timestep, y).to(x.dtype)
+    def describe(self) -> dict[str, str]:
+        about = {"device": str(self.device), "library": f"torch {torch.__version__}"}
+        if self.device.type == "cuda":
+            major, minor = torch.cuda.get_device_capability(self.device)
+            name = torch.cuda.get_device_name(self.device)
+            about["device"] = f"{name} ({self.device}, {major}.{minor})"
+            about["cuda"] = f"CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        return about
 
-        return run
+    def exact_products(self) -> AbstractContextManager[None]:
+        return tf32(False)
+
+    def live_bytes(self) -> AbstractContextManager[Callable[[], int]]:
+        if self.device.type == "cuda":
+            return nullcontext(lambda: int(torch.cuda.memory_allocated(self.device)))
+
+        def tensors() -> int:
+            gc.collect()
+            found = [a for a in gc.get_objects() if type(a) is Tensor]
+            return sum(a.numel() * a.element_size() for a in found)
+
+        return nullcontext(tensors)
+
+    def checks(self) -> dict[str, tuple[str, Check]]:
+        if self.device.type != "cuda":
+            return {}
+        from ddpm_core_torch.checks import CHECKS
+
+        return CHECKS
+
+
+class TorchNetwork:
+    """The UNet without gradients: x is cast to the backend's dtype, and the output back."""
+
+    def __init__(self, net: Network, on: Torch) -> None:
+        self.net, self.on = net, on
+        self._call = on.compile(net.__call__) if on.compiled else net
+
+    @torch.no_grad()
+    def __call__(self, x: Tensor, timestep: Tensor, y: Tensor | None = None) -> Tensor:
+        if len(x) == 0:  # which fast convolutions do not take
+            check_inputs(x, timestep, y, self.net.config)
+            return x.new_empty((0, self.net.config.out_channels, *x.shape[2:]))
+        return self._call(x.to(self.on.dtype), timestep, y).to(x.dtype)
+
+    def __reduce__(self) -> Any:
+        return TorchNetwork, (self.net, self.on)  # what was compiled is compiled again
+
+
+@contextmanager
+def tf32(wanted: bool) -> Generator[None]:
+    """Where products of float32 are TensorFloat-32's, or not; the settings are put back."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
+        torch.backends.cudnn.allow_tf32 = wanted
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]

@@ -1,7 +1,7 @@
 """Convolutions for inference on the CPU, maps and weights with channels last in memory.
 
 Large maps with many channels go by Winograd's F(4 x 4, 3 x 3) in float32 (Lavin & Gray 2016; see
-`ddpm_core_numpy.convolution`), one pixel's by a matrix product, and the rest through oneDNN, on
+`ddpm_core.nn.winograd`), one pixel's by a matrix product, and the rest through oneDNN, on
 weights that it reordered once.
 """
 
@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ddpm_core_numpy.convolution import Kernel, matrices
+from ddpm_core.nn.winograd import Kernel, matrices
 
 TILE = 4
 INTO, OUT_OF = (
@@ -55,6 +55,9 @@ class Packed:
                 self._reordered[key] = None
         return self._reordered[key]
 
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_reordered": {}}  # oneDNN's own tensors do not pickle
+
 
 def _on_host(a: Any) -> Tensor:
     return torch.as_tensor(a, device="cpu")
@@ -72,7 +75,7 @@ def convolve(h: Tensor, packed: Packed, bias: Tensor, stride: int, symmetric: bo
     if padding == 0:
         rows = h.permute(0, 2, 3, 1).reshape(-1, channels)
         out = torch.addmm(bias, rows, weight.flatten(1).mT)
-        return out.view(batch, height, width, -1).permute(0, 3, 1, 2)
+        return out.view(batch, height, width, len(bias)).permute(0, 3, 1, 2)
     form = packed.winograd(tuple(h.shape)) if stride == 1 else None
     if form is not None:
         return _winograd(h, form, bias)

@@ -76,7 +76,7 @@ def pointwise(h: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A convolution of one pixel as a matrix product: faster on a CPU, backwards above all."""
     weights = weight.flatten(1).expand(len(h), -1, -1)
     out = torch.baddbmm(bias[:, None], weights, h.flatten(2))
-    return out.reshape(len(h), -1, *h.shape[2:])
+    return out.reshape(len(h), len(bias), *h.shape[2:])
 
 
 class ChannelsLastOps(TorchOps):

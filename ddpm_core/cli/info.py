@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 import platform
-import sys
 
 import array_api_compat
 import numpy as np
@@ -14,36 +12,19 @@ from rich.table import Table
 from rich.text import Text
 
 import ddpm_core
-from ddpm_core.backends import Backend, backend, discover
+from ddpm_core.backends import backend, discover
 from ddpm_core.checkpoints import load
 from ddpm_core.models import bundled
 
 
 def info() -> None:
-    """Show versions, the backends found, and the bundled models."""
+    """Show versions, the bundled models, and the backends found."""
     console = Console()
     console.print(
         f"ddpm-core {ddpm_core.__version__}, Python {platform.python_version()}, "
         f"numpy {np.__version__}, array-api-compat {array_api_compat.__version__}",
         highlight=False,
     )
-    backends = Table(
-        "backend",
-        "version, or what is missing",
-        box=None,
-        pad_edge=False,
-        title="",
-        show_edge=False,
-    )
-    for name in sorted(discover()):
-        try:
-            on = backend(name)
-            backends.add_row(name, f"{version_of(on)} on {on.device or 'its default device'}")
-        except (ImportError, ValueError) as error:
-            backends.add_row(name, Text(str(error)))  # no markup: [torch] is an extra
-        except Exception as error:  # another package's defect hides nothing else
-            backends.add_row(name, Text(f"cannot be made: {type(error).__name__}: {error}"))
-    console.print(backends)
     models = Table("model", "images", "parameters", "trained", box=None, pad_edge=False, title="")
     for name, path in bundled().items():
         model = load(path)
@@ -56,11 +37,19 @@ def info() -> None:
             str(model.notes.get("trained", "")),
         )
     console.print(models)
+    names = sorted(discover())
+    width = max(len(name) for name in (*names, "backend"))
+    console.print(f"\n[bold]{'backend':{width}}  version, or what is missing[/bold]")
+    for name in names:  # each line at once: a framework takes seconds to import
+        console.print(Text(f"{name:{width}}  {_state(name)}"), soft_wrap=True, highlight=False)
 
 
-def version_of(on: Backend) -> str:
-    """Of the backend's library, which may have another name on PyPI, as CuPy's has."""
-    for library in (importlib.import_module(on.name) if on.name in sys.modules else None, on.xp):
-        if found := getattr(library, "__version__", None):
-            return str(found)
-    return "(no version)"
+def _state(name: str) -> str:
+    """A backend's library, version and device, or why there is none: one line."""
+    try:
+        about = backend(name).describe()
+    except (ImportError, ValueError) as error:
+        return str(error)
+    except Exception as error:  # another package's defect hides nothing else
+        return f"cannot be made: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{about['library'].removeprefix(f'{name} ')} on {about['device']}"

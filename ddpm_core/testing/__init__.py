@@ -3,6 +3,7 @@
 `strategies` has the hypothesis strategies behind them, and needs hypothesis; the checks do not.
 """
 
+from ddpm_core.testing.backends import check_backend
 from ddpm_core.testing.schedules import check_schedule
 
-__all__ = ["check_schedule"]
+__all__ = ["check_backend", "check_schedule"]
