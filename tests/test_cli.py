@@ -35,6 +35,7 @@ def test_no_command(capsys):
     assert all(name in shown for name in ("sample", "train", "info"))
 
 
+@pytest.mark.slow
 def test_executable(tmp_path, model):
     """The installed command samples; a mistake is one line on stderr and status 2."""
     good = executable(
@@ -52,6 +53,7 @@ def test_executable(tmp_path, model):
     )
 
 
+@pytest.mark.needs("torch")
 def test_info(capsys, monkeypatch):
     """`info` lists versions, the backends of this environment and the bundled models."""
     monkeypatch.setenv("COLUMNS", "200")

@@ -81,6 +81,7 @@ def test_batch_changes_nothing(model, name, batch):
     np.testing.assert_allclose(found, wanted, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("name", STEADY)
 def test_backends_draw_the_same(name):
     """NumPy and torch give the bundled model's images alike, to 1e-3."""
@@ -268,6 +269,7 @@ def test_colour_grid():
     assert (found[4:6] == 255).all()
 
 
+@pytest.mark.slow
 def test_without_torch(tmp_path, model):
     """Sampling needs no torch: with its import forbidden the picture is the same."""
     code = (
@@ -384,6 +386,7 @@ BAD_SAMPLES = {
 }
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(("arguments", "message"), BAD_SAMPLES.values(), ids=BAD_SAMPLES)
 def test_bad_sample(here, model, capsys, arguments, message):
     """Each mistake is answered in one line that names it; no picture, no temporary file."""

@@ -61,6 +61,7 @@ def status_of(*arguments: object) -> int:
     return caught.value.code
 
 
+@pytest.mark.needs("torch")
 def test_train_pictures(here, photos, capsys):
     """Training on folders of pictures leaves a model of their classes that samples, and resumes."""
     options = ["train", "--data", photos, "--out", "run", "--size", 8, *SMALL]
@@ -84,6 +85,7 @@ def test_train_pictures(here, photos, capsys):
     assert found == ["model.safetensors", "samples.png", "training.safetensors"]
 
 
+@pytest.mark.needs("torch")
 def test_train_npz(here):
     """Training takes an .npz, without its classes if asked, with each schedule and target."""
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4), dtype=np.uint8)
@@ -149,6 +151,7 @@ BAD_TRAININGS = {
 }
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(("arguments", "message"), BAD_TRAININGS.values(), ids=BAD_TRAININGS)
 def test_bad_training(here, photos, capsys, arguments, message):
     """Each mistake is answered in one line before any training; no folder is made."""
@@ -189,6 +192,7 @@ def test_no_mps(here, photos, capsys):
     assert len(said) < 200
 
 
+@pytest.mark.needs("torch")
 def test_out_is_a_file(here, photos, capsys):
     """A run cannot be a file, and the file is left alone."""
     Path("run").write_text("mine")
@@ -197,6 +201,7 @@ def test_out_is_a_file(here, photos, capsys):
     assert Path("run").read_text() == "mine"
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("saved", [0, 2])
 def test_diverging(here, started, capsys, monkeypatch, saved):
     """Weights that one step made useless are not saved, and what was saved before stays."""
@@ -434,6 +439,8 @@ def test_what_is_said(here, started, capsys, monkeypatch):
     assert out == "run/model.safetensors: 2 steps; see run/samples.png\n"
 
 
+@pytest.mark.needs("torch")
+@pytest.mark.slow
 def test_no_space_while_training(tmp_path, photos):
     """With no space left for the state of a run: one line, no half-written file."""
     pytest.importorskip("resource")

@@ -62,6 +62,7 @@ def picture(on: Any, noise: Any, solver: Any, steps: int = 4) -> Any:
     return x, counts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_whole_path(name, on):
     """From the schedule to the picture: NumPy's, and no step waits for the GPU.
@@ -78,6 +79,7 @@ def test_whole_path(name, on):
     assert uploads[0] > 0  # so it is counted
 
 
+@pytest.mark.slow
 def test_page(on, monkeypatch):
     """The code of docs/cupy.md, with a small model: NumPy's picture."""
     config = UNetConfig(1, 1, (4, 8), blocks=1, attention=(), groups=2, classes=10)

@@ -34,6 +34,7 @@ def has_nvrtc() -> bool:
     return True
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not has_nvrtc(), reason="pip install nvidia-cuda-nvrtc compiles without a GPU")
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_sources_compile(architecture):

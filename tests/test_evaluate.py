@@ -92,6 +92,7 @@ def test_numbers_are_those_of_elbo(place, variance, labelled):
     np.testing.assert_allclose(spent, found["bits_per_dim"]["mean"], rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_backends_agree(place):
     """NumPy and torch print the same bits, to float32."""
     pytest.importorskip("torch")
@@ -102,6 +103,7 @@ def test_backends_agree(place):
     )
 
 
+@pytest.mark.slow
 def test_optimal_is_the_best_fixed_variance(place):
     """A measured variance spends fewer bits on the steps than either fixed one, and is default."""
     words = ["run", "--terms", "0", "--steps", "8", "--images", "6"]
@@ -112,6 +114,7 @@ def test_optimal_is_the_best_fixed_variance(place):
     assert best < min(small, large)
 
 
+@pytest.mark.slow
 def test_learned_variance(place):
     """A network with 2 C channels is read by `learned_range`, unless another is asked for."""
     words = ["learned.safetensors", "--terms", "0", "--steps", "5", "--images", "6"]
@@ -132,6 +135,7 @@ def test_learned_variance(place):
     assert "no learned variance" in ran.stderr
 
 
+@pytest.mark.slow
 def test_trained_variance_is_evaluated(place):
     """What `train --learn-variance` learned is read by `evaluate`, and `sample` still draws."""
     pytest.importorskip("torch")
@@ -148,6 +152,7 @@ def test_trained_variance_is_evaluated(place):
     assert numbers(place, "fresh", "--terms", "2", "--images", "4")["variance"] == "learned"
 
 
+@pytest.mark.slow
 def test_plot(place):
     """A picture of the curve appears where it was asked for."""
     found = run(

@@ -15,6 +15,8 @@ from PIL import Image
 import ddpm_core as ddpm
 from ddpm_core.cli.datasets import read, to_range
 
+pytestmark = pytest.mark.slow  # JAX compiles, examples train
+
 FOLDER = Path(__file__).parents[1] / "examples"
 
 

@@ -103,6 +103,7 @@ def test_numpy_lincomb_of_mixed_dtypes():
 # Compilers. -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @solvers
 @pytest.mark.parametrize("kind", ["numbers", "arrays", "per sample"])
 def test_torch_compile_is_one_graph(solver, kind):
@@ -133,6 +134,7 @@ def test_torch_compile_is_one_graph(solver, kind):
                 torch.testing.assert_close(a, b, rtol=0, atol=64 * EPS * float(b.abs().max()))
 
 
+@pytest.mark.slow
 @solvers
 def test_lax_scan_is_the_host_loop(solver):
     """`lax.scan` over `rows_as`: the sample of the loop, by one program for all steps."""

@@ -216,6 +216,7 @@ def test_hutchinson_over_all_probes(kind, library):
     assert np.abs(np.asarray(run(probes[:1])) - exact).max() > 1e-3
 
 
+@pytest.mark.slow
 @torch_derivatives
 def test_torch_and_jax_derivatives():
     """torch.func.jvp, jax.jvp and central differences give one density."""

@@ -471,6 +471,7 @@ CONFIG = UNetConfig(
 )
 
 
+@pytest.mark.slow
 def test_unet(lib: Any) -> None:
     """The UNet on the reference operations is that of float64 NumPy."""
     shapes = parameter_shapes(CONFIG)
@@ -569,6 +570,7 @@ def test_scan_is_the_loop(lib: Any, name: str) -> None:
     close(lib, state.point, expected, 32, lib.xp.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.lanes("torch")
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_torch_compiles_one_graph(lib: Any) -> None:

@@ -21,6 +21,9 @@ from ddpm_core_jax import JAX, JAXOps  # noqa: E402
 few_optimisations, predict = jax_network.few_optimisations, jax_network.predict
 
 
+pytestmark = pytest.mark.slow  # JAX compiles, examples train
+
+
 def test_defaults():
     on = JAX()
     assert (on.xp, on.dtype, on.device) == (jnp, jnp.float32, None)

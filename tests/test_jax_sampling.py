@@ -27,6 +27,8 @@ from ddpm_core_jax import JAX  # noqa: E402
 few_optimisations, predict = jax_network.few_optimisations, jax_network.predict
 
 
+pytestmark = pytest.mark.slow  # JAX compiles, examples train
+
 #: One of each kind runs in the quick tests: deterministic, stochastic, of several readings.
 QUICK = {"ddim", "sde_dpmpp_2m"}
 

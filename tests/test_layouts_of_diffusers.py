@@ -71,6 +71,7 @@ def networks(draw):
     }
 
 
+@pytest.mark.slow
 @settings(max_examples=12)
 @given(about=networks(), old=st.booleans(), torch_file=st.booleans())
 def test_any_network_of_diffusers(tmp_path_factory, about, old, torch_file):
@@ -101,6 +102,7 @@ def test_any_network_of_diffusers(tmp_path_factory, about, old, torch_file):
     assert load(again).config == checkpoint.config
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["numpy", "torch"])
 def test_ddpm_cifar10(backend):
     """The 35.7 M network of Ho et al. 2020, in diffusers' layout, with random weights."""
@@ -330,6 +332,7 @@ def test_convert_and_sample(folder, tmp_path, capsys, monkeypatch):
     assert load(tmp_path / "clothes-v1.5").size == (28, 28)
 
 
+@pytest.mark.slow
 def test_sample_without_torch(folder, tmp_path):
     """NumPy alone samples a folder of diffusers: with torch's import forbidden."""
     script = (

@@ -122,6 +122,7 @@ OPENAI = {
 }
 
 
+@pytest.mark.slow
 def test_improved_diffusion(tmp_path):
     """Its layout with heads in the old order, from a .pt file, is diffusers' network."""
     about = {
@@ -141,6 +142,7 @@ def test_improved_diffusion(tmp_path):
     assert checkpoint.predictor(ddpm.backend("numpy").network).variance
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("width", [64, 192])
 def test_guided_diffusion(tmp_path, width):
     """Resampling by residual blocks, classes, heads of 64; the new order at 192 channels alone."""

@@ -24,6 +24,7 @@ INSTALLS = ("pip install", "pytest")
 PARTS = [part for line in readme.commands() for part in line.split(" && ")]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array:DeprecationWarning")  # of diffusers, under NumPy 2
 @pytest.mark.parametrize("block", BLOCKS, ids=lambda b: b.splitlines()[0][:40])
 def test_python_blocks(block, tmp_path, monkeypatch):
@@ -38,6 +39,7 @@ def test_python_blocks(block, tmp_path, monkeypatch):
         torch.set_num_threads(threads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [c for c in PARTS if not c.startswith(INSTALLS)])
 def test_console_lines(command, tmp_path):
     """Each command does what it says, in few steps here."""

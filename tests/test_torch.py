@@ -203,6 +203,7 @@ def test_bfloat16_weights_and_float32_state(inputs):
     assert 1e-4 < off < 5e-2  # computed in bfloat16 indeed, and well
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*lru_cache")  # of array_api_compat's
 def test_a_step_is_one_graph(inputs):
     """torch.compile finds no place where it must go back to Python, and the numbers stay."""
@@ -215,6 +216,7 @@ def test_a_step_is_one_graph(inputs):
     torch.testing.assert_close(compiled(*inputs).point, step(*inputs).point, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*lru_cache")
 def test_a_step_of_the_host_is_one_graph(inputs):
     """Likewise with a row of numbers, and a whole x_0 read."""
@@ -231,6 +233,7 @@ def test_a_step_of_the_host_is_one_graph(inputs):
     assert (about.graph_count, about.graph_break_count) == (1, 0), about.break_reasons
 
 
+@pytest.mark.slow
 def test_a_step_exports(inputs):
     """torch.export keeps one step as a program of tensors, which gives the same numbers."""
     step = plain(Torch(), ChannelsLastOps())

@@ -249,6 +249,7 @@ def test_a_loss_that_is_not_finite_ends_the_run():
         run.step()
 
 
+@pytest.mark.slow
 def test_learns():
     """On one image the loss falls below half of its start, which is 1: the net says 0."""
     recipe = Recipe(batch=8, lr=1e-2, warmup=1, drop_label=0.0)

@@ -183,6 +183,7 @@ def test_no_class_is_minus_one():
     assert all(np.abs(a - b).max() > 1e-3 for i, a in enumerate(classes) for b in classes[:i])
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize("name", ["numpy", "torch"])
 def test_images_are_independent(name):
     """f(batch) = stack(f(each)): nothing is shared between the images of a batch."""

@@ -115,6 +115,7 @@ def test_failure_says_why(capsys, monkeypatch):
     assert shown[3:] == ["RuntimeError: the device fell off", "1 failed (transfers)"]
 
 
+@pytest.mark.needs("torch")
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -137,7 +137,8 @@ def sample(
         int,
         typer.Option(
             min=1, rich_help_panel=_HOW,
-            help="Images at a time; a picture does not depend on it but for rounding.",
+            help="Images at a time. On the NumPy backend it changes no bit of a picture, on others "
+            "about 2e-6.",
         ),
     ] = 16,
     backend_name: BackendName = "numpy",
