@@ -646,7 +646,8 @@ def _checked(f: Callable[..., Any], real: Any) -> Callable[..., Any]:
 
 def _modules() -> dict[str, types.ModuleType]:
     real = gpu.real = importlib.import_module("cupy")
-    missing = {n for n in vars(ndarray) if n != "_a"} - set(dir(real.ndarray)) - {"__slots__"}
+    missing = {n for n in vars(ndarray) if n != "_a"} - set(dir(real.ndarray))
+    missing -= {"__slots__", "__slotnames__"}  # the second is copyreg's, once one was copied
     if missing:
         raise AttributeError(f"cupy.ndarray has no {missing}")
     for kind, its in (

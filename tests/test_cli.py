@@ -182,9 +182,12 @@ def test_signals(tmp_path, model, name):
     if number is None:
         pytest.skip(f"no {name} here")
     options = ["--model", model, "--count", "100000", "--out-dir", tmp_path / "d", "--batch", "2"]
+    # A shell's background job inherits an ignored SIGINT; this undoes it.
+    undo = "import os, sys, signal; signal.signal(2, signal.SIG_DFL)"
+    undo += "; os.execv(sys.argv[1], sys.argv[1:])"
     started = subprocess.Popen(
-        [COMMAND, "sample", *options], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        [sys.executable, "-c", undo, COMMAND, "sample", *options],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     for _ in range(600):
         if (tmp_path / "d" / "00000003.png").exists():

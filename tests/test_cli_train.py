@@ -103,7 +103,10 @@ def test_train_npz(here):
 BAD_TRAININGS = {
     "no data": (["--data", "none"], "no data at none"),
     "empty": (["--data", "empty"], "no IDX files and no pictures"),
-    "no image": (["--data", "broken"], "broken/a.png is not an image"),
+    "no image": (
+        ["--data", "broken"],
+        "1 of 1 pictures cannot be read; repair or remove broken/a.png",
+    ),
     "T 0": (["--T", 0], "--T must be at least 1, but is 0"),
     "T large": (["--T", 10**8, "--data", "none"], "--T must be at most 1000000, but is 100000000"),
     "blocks": (

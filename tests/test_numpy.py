@@ -159,6 +159,7 @@ def test_no_threadpoolctl(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")  # of Python 3.12, and rightly
+@pytest.mark.filterwarnings("ignore:.*fork:RuntimeWarning")  # of JAX, if another test loaded it
 def test_fork(two_threads):
     """A child of a process that has called the network calls it too, even from within a call."""
     net, batch, before = network(), inputs(2), threads_of_blas()
