@@ -234,7 +234,8 @@ def test_lincomb(cp, dtype, kinds, seed):
         terms.append((cp.asarray(c) if kind in ("0-d", "per sample") else c, cp.asarray(x)))
     found = values(backend().lincomb(*terms))
     # Among subnormal numbers a rounding is absolute.
-    bound = len(kinds) * (EPS[dtype] * np.sum(np.abs(exact), axis=0) + np.finfo(dtype).smallest_subnormal)
+    rounding = EPS[dtype] * np.sum(np.abs(exact), axis=0) + np.finfo(dtype).smallest_subnormal
+    bound = len(kinds) * rounding
     assert (np.abs(found - np.sum(exact, axis=0)) <= bound).all()
     assert found.dtype == dtype
     assert found.shape == (3, 2, 4)
