@@ -182,8 +182,8 @@ def test_signals(tmp_path, model, name):
     if number is None:
         pytest.skip(f"no {name} here")
     options = ["--model", model, "--count", "100000", "--out-dir", tmp_path / "d", "--batch", "2"]
-    # A shell's background job inherits an ignored SIGINT; this undoes it.
-    undo = "import os, sys, signal; signal.signal(2, signal.SIG_DFL)"
+    # Background jobs and nohup let a process inherit ignored signals; this undoes it.
+    undo = f"import os, sys, signal; signal.signal({int(number)}, signal.SIG_DFL)"
     undo += "; os.execv(sys.argv[1], sys.argv[1:])"
     started = subprocess.Popen(
         [sys.executable, "-c", undo, COMMAND, "sample", *options],

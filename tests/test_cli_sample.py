@@ -107,7 +107,7 @@ def test_classes(here, model):
     assert parsed("0,none,1") == [0, -1, 1, 0]
     swapped = tiny(labels=("2", "0", "1"))
     assert parse_classes("2,0,1", swapped, 3).tolist() == [0, 1, 2]
-    few, many = tiny(labels=()), tiny(labels=tuple("abcdef"))
+    few, many = tiny(labels=("cat",)), tiny(labels=tuple("abcdef"))
     assert parse_classes("2,cat", few, 2).tolist() == [2, 0]
     with pytest.raises(ValueError, match="no class 'f'"):
         parse_classes("f", many, 1)

@@ -19,7 +19,7 @@ from ddpm_core.checkpoints import load
 from ddpm_core.cli import main, runs
 
 pytest_plugins = "command_fixtures"
-pytestmark = pytest.mark.usefixtures("one_thread_of_processes")
+pytestmark = [pytest.mark.needs("torch"), pytest.mark.usefixtures("one_thread_of_processes")]
 
 SMALL = ["--widths", "8,8", "--groups", 4, "--blocks", 1, "--attention", "", "--batch", 4]
 
