@@ -16,8 +16,7 @@ from rich.table import Table
 from ddpm_core.checkpoints import load
 from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import datasets
-from ddpm_core.cli.models import Device
-from ddpm_core.cli.options import DATA, BackendName, check_seed, open_backend
+from ddpm_core.cli.options import DATA, BackendName, Device, check_seed, open_backend
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.cli.rate import Run, report
 from ddpm_core.samplers import levels_of

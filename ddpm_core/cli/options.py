@@ -13,6 +13,10 @@ BackendName: TypeAlias = Annotated[
     str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
 ]
 
+Device: TypeAlias = Annotated[
+    str | None, typer.Option(help="As the backend's library names it, such as cuda or cuda:1.")
+]
+
 DATA = (
     "A folder of IDX files as MNIST has them, or one such file of images; a folder of pictures; or "
     "an .npz or .npy of uint8 images. Sub-folders of pictures are classes, unless a picture lies "

@@ -18,8 +18,7 @@ from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import pictures
-from ddpm_core.cli.models import Device
-from ddpm_core.cli.options import BackendName, check_seed, open_backend
+from ddpm_core.cli.options import BackendName, Device, check_seed, open_backend
 from ddpm_core.cli.progress import Bar, counted, progress
 from ddpm_core.denoisers import clip
 from ddpm_core.samplers import Sampler, trajectory

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ddpm_core.backends import backend
 from ddpm_core.checkpoints.files import write_whole
-from ddpm_core.cli.models import Device
+from ddpm_core.cli.options import Device
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.testing.backends import Line, environment, examined
 
