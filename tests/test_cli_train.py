@@ -326,7 +326,15 @@ def test_other_options(here, started, through, capsys):
 
 
 @pytest.fixture
-def signalled(monkeypatch):
+def interruptible():
+    """SIGINT interrupts, also where whoever started the tests ignores it, as a shell's `&` does."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def signalled(monkeypatch, interruptible):
     """Sends this process signals during the third step of a run."""
     from ddpm_core_torch.training import Trainer
 
@@ -364,7 +372,7 @@ def test_signals_save(here, started, through, capsys, signalled, name):
         signal.signal(number, before)
 
 
-def test_signal_after_a_step(here, started, monkeypatch):
+def test_signal_after_a_step(here, started, monkeypatch, interruptible):
     """A signal that comes when a step is over, and was not due to be saved, still saves it."""
 
     class Bar:
