@@ -31,6 +31,8 @@ def lms(
 ) -> Sampler:
     """Linear multistep: Adams-Bashforth for the grid's own, uneven steps in k.
 
+    order: 1 to 4, the number of readings
+
     Started by its lower orders (Hairer et al. 1993, section III.5; ρAB of Zhang & Chen 2023).
     """
     levels = levels_of(schedule, steps, grid, times)
@@ -45,8 +47,11 @@ def ipndm(
 ) -> Sampler:
     """iPNDM: Adams-Bashforth for equal steps, whatever the grid (Zhang & Chen 2023, appendix).
 
-    eps, (3 eps - eps') / 2, (23 eps - 16 eps' + 5 eps'') / 12, ...; started by its lower orders. On
-    a grid that is not even in k it is of order 2 at most.
+    eps, (3 eps - eps') / 2, (23 eps - 16 eps' + 5 eps'') / 12, ...,   eps', eps'' the earlier ones
+
+    order: 1 to 4, the number of readings
+
+    Started by its lower orders. On a grid that is not even in k it is of order 2 at most.
     """
     levels = levels_of(schedule, steps, grid, times)
     read = reads_eps("ipndm", levels)
@@ -58,8 +63,10 @@ def plms(
 ) -> Sampler:
     """PLMS: the coefficients of `ipndm`, started by Heun's method (Liu et al. 2022, PNDM).
 
-    The first step averages the eps at t and at the point that a DDIM step reaches from it. This
-    takes one call more: steps + 1 in all, where there are two steps or more.
+    The first step takes the mean of two eps: that of x_T, and that of the point which a DDIM step
+    from x_T reaches. So there are steps + 1 calls in all. A single step is DDIM, with one call.
+
+    order: as in `ipndm`
     """
     levels = levels_of(schedule, steps, grid, times)
     if steps == 1:

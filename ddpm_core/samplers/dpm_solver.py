@@ -91,7 +91,8 @@ def sde_dpmpp_3m(
 ) -> Sampler:
     """The SDE of `sde_dpmpp_2m`, with the exact integral of the polynomial through m_0, m_1, m_2.
 
-    Published code takes half of its second derivative. The second step is that of `sde_dpmpp_2m`.
+    It is of weak order 2 as well. Published code takes half of the polynomial's second derivative.
+    The second step is that of `sde_dpmpp_2m`.
     """
     return _third_order("sde_dpmpp_3m", levels_of(schedule, steps, grid, times), stochasticity=1.0)
 

@@ -43,8 +43,9 @@ def er_sde(
     with D the mean, under the solver's weight, of the polynomial in k through m_0 and earlier
     readings. The paper expands it in Taylor terms, with plain differences for the derivatives.
 
-    order: of the solver, 1, 2 or 3 readings
-    phi: k -> φ(k), with φ(k) / k not falling; k is the probability flow and k² the reverse SDE
+    order: 1, 2 or 3, the number of readings
+    phi: k -> φ(k), with φ(k) / k not falling; φ(k) = k gives the probability flow, and φ(k) = k²
+        the reverse SDE
 
     ValueError at alpha = 0.
     """

@@ -77,8 +77,8 @@ def exponential(h: Array, nodes: Array, rate: Array | float, lead: Array | None 
     h: (n,), steps in half log-SNR
     nodes: (n, k), where the readings lie, from the start of the step
     rate: 1 for x_0 in the ODE, -1 for eps in it, 1 + τ² for x_0 in an SDE
-    lead: (n,); where two readings are combined, (h / 2) lead stands for the first moment, which has
-        the same order: DPM-Solver's and UniPC's form. None takes the moment itself
+    lead: (n,); where two readings are combined, (h / 2) lead replaces the first moment, from which
+        it differs by O(h³): DPM-Solver's and UniPC's form. None takes the moment itself
 
     Where h is inf, at alpha = 0, the newest reading alone counts.
     """

@@ -17,9 +17,9 @@ class Step(NamedTuple):
     """Where a trajectory stands after a row.
 
     number: of the row, from 1
-    level: that x is at; of a solver with several rows a step, near it
-    x: (B, *D)
-    x_0: (B, *D), what the denoiser said
+    level: of x: where the network is called next, or where the sampler ends
+    x: (B, *D), the point; within a step of several rows, a trial point
+    x_0: (B, *D), what the denoiser returned in this row
     """
 
     number: int
@@ -99,9 +99,9 @@ def sample_kernel(
     """Algorithm 2 of Ho et al. 2020 for any reverse kernel, such as one with a learned variance.
 
     levels: (n + 1,) of the host, the noisiest first, as `levels_of` makes them
-    x, noise, cond: as of `sample`
+    x, noise, progress, cond: as in `sample`
 
-    The step into clean data takes the mean.
+    The step into clean data takes the kernel's mean, and draws no noise.
     """
     check_pair(x=x)
     last = len(levels.sigma) - 1

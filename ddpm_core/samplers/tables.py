@@ -26,8 +26,9 @@ from ddpm_core.typing import Array, Lincomb, Scalar
 class State(NamedTuple):
     """What a sampler carries from row to row.
 
-    point: (B, *D), where the network looks next, and the sample after the last row
-    anchor: (B, *D), where a multi-stage step began
+    point: (B, *D), where the network is called next, and the sample after the last row
+    anchor: (B, *D), a second array that rows may use: for solvers with several calls a step, where
+        the step began; for those with a corrector, the point less the readings that predicted it
     memory: the last K - 1 readings, the newest first
     """
 
@@ -57,8 +58,9 @@ class Sampler:
     """A solver on a grid of levels, as float64 arrays of the host.
 
     name: of the solver
-    levels: (n + 1,); row i looks at levels[i], where sigma > 0, and the sample is at levels[n]
-    read: (n, 2), how a network's output becomes a reading; (0, 1) takes x_0 as it comes
+    levels: (n + 1,); row i calls the network at levels[i], where sigma > 0; the sample is at
+        levels[n]
+    read: (n, 2), (u, v) of each row; (0, 1) takes the output as it comes: x_0 from a denoiser
     point, anchor: (n, K + 3), over (point, anchor, m_0 .. m_{K-1}, z)
     """
 
@@ -131,8 +133,8 @@ class Sampler:
     def given(self, predicts: Parameterisation) -> Sampler:
         """The same sampler for the raw output of a network that predicts this target.
 
-        For a loop of your own, or `sample` with (x_t, level) -> that output; with a `Predictor` it
-        needs no such step.
+        It is for a loop of your own, or for `sample` with a function (x_t, level) -> that output.
+        A `Predictor` returns x_0: with it, use the sampler as it is.
         """
         t = self.levels.take(slice(None, -1))
         on_x_t, on_y = reading(predicts, x0, t)
@@ -148,7 +150,7 @@ class Sampler:
         return replace(self, read=_as_it_comes(len(u)), point=point, anchor=anchor)
 
     def unroll(self) -> Unrolled:
-        """Each point as a combination of x_T, what the denoiser said, and the noises."""
+        """Each point as a combination of x_T, the denoiser's x_0 and the noises."""
         n = self.nfe
         basis = np.eye(1 + 2 * n)
         state = self.start(basis[0])

@@ -42,10 +42,12 @@ def unipc_2(
 ) -> Sampler:
     """UniPC-2, which reads x_0; of order 3 with its corrector, 2 without (Zhao et al. 2023).
 
-    Predictor: x_s = (σ_s / σ_t) x_t - α_s ((e^{-h} - 1) m_0 + B(h) Σ_j ρ_j (m_j - m_0) / r_j),
-    r_j = -(h_1 + .. + h_j) / h, over past readings. Corrector: the same with the reading at x_s
-    among them, r = 1. The ρ match the moments of the exponential weight, so that B matters only
-    where there is one difference, whose ρ is 1/2 as in the paper.
+    x_s = (σ_s / σ_t) x_t - α_s ((e^{-h} - 1) m_0 + B(h) Σ_j ρ_j (m_j - m_0) / r_j)
+
+    The predictor's m_j are past readings, with r_j = -(h_1 + .. + h_j) / h, where h_1, h_2, .. are
+    the steps before this one, the last first. The corrector has the reading at x_s as well, with
+    r = 1. A single ρ is 1/2, as in the paper. Several make the step the exact integral of the
+    polynomial through the readings, whatever B is.
 
     corrector: False is UniP alone; UniP-2 is DPM-Solver++(2M)
     b: B(h), "bh1" for -h or "bh2" for e^{-h} - 1
@@ -124,7 +126,7 @@ def predictor_corrector(
 ) -> Sampler:
     """The table of a predictor and a corrector with exponential weights, one call a step.
 
-    The point is what was predicted; the anchor is the same step without its readings.
+    The point is what was predicted; the anchor is the point less the readings that predicted it.
 
     corrected = anchor + (readings of the last step's corrector)
     anchor <- on_x corrected + on_z z,   point <- anchor + (readings of this step's predictor)

@@ -20,7 +20,8 @@ class Unrolled:
     point_i = x[i] x_T + Σ_{j < i} y[i, j] x̂_0(point_j, levels[j]) + Σ_{j < i} z[i, j] z_j
 
     levels: (n + 1,), of each point; the last is where the sampler ends
-    x: (n + 1,), y, z: (n + 1, n)
+    x: (n + 1,)
+    y, z: (n + 1, n), of the readings, each the x̂_0 of a point, and of the noises z_j
 
     Two samplers are the same exactly if these are equal.
     """
@@ -63,9 +64,9 @@ def from_step(
 ) -> Unrolled:
     """What a foreign solver computes, found by probing it with basis vectors.
 
-    step: (i, x, y, z) -> the next x; x, y, z are (2 + 2 n,), y the network's output and z the
-        standard normal draw of call i. It acts on each element alone. Called with i = 0 .. n - 1,
-        once and in order, so that it may keep a state
+    step: (i, x, y, z) -> the next x; x, y, z are (2 + 2 n,), y the network's output and z what
+        stands for the normal draw of call i. It acts on each element alone. Called with
+        i = 0 .. n - 1, once and in order, so that it may keep a state
     levels: (n + 1,) of the host, where the network is called, and last where the solver ends
     predicts: what the step takes y for
     asarray, to_numpy: to and from the solver's library, in float64
@@ -73,8 +74,8 @@ def from_step(
     The elements are x_T, the readings and the noises, each alone and once together, so that a step
     which is not linear in them is noticed.
 
-    ValueError where a step is not linear, such as one that clips or thresholds, or where a level
-    that is looked at is clean data, or says nothing of x_0.
+    ValueError if a step is not linear, such as one that clips or thresholds; and if a level of a
+    call is clean data, or the output there does not determine x_0.
     """
     check_readable(predicts, levels.take(slice(None, -1)))
     n = len(levels.sigma) - 1
