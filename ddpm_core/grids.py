@@ -1,8 +1,8 @@
 """Grids: which times of a schedule a sampler visits, (schedule, steps) -> steps + 1 times.
 
-The first time is the noisiest, the last is the schedule's clean end. For a discrete schedule
-`trailing`, `leading` and `linspace` give integers, each rounded from its own exact fraction;
-`quad`, `karras` and `log_snr` give fractional times.
+The times fall to the schedule's clean end, from its noisiest time or, in `leading`, from below it.
+For a discrete schedule `trailing`, `leading` and `linspace` give integers, each rounded from its
+own exact fraction; `quad`, `karras` and `log_snr` give fractional times.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class VP(_Continuous):
 
     log ᾱ(t) = -β_min t - (β_max - β_min) t² / 2, so that log-SNR = -log(exp(-log ᾱ) - 1)
 
-    It is the limit of `linear` for many steps. Time 0 is clean data.
+    It is the limit of linear(T, rescale=True) for large T. Time 0 is clean data.
 
     >>> VP()(0.0).logsnr, round(VP()(1.0).alpha, 6)
     (inf, 0.006572)
@@ -103,7 +103,7 @@ class LinearLogSNR(_Continuous):
 
     λ(t) = clean + (noisy - clean) t
 
-    Time 0 is not clean data but the level `clean`, from which such a model decodes.
+    Time 0 is not clean data: its log-SNR is `clean`, and the data is decoded from that level.
 
     >>> LinearLogSNR()(0.5).logsnr
     4.15

@@ -25,8 +25,9 @@ class Discrete:
     logsnr: T + 1 numbers, T at most 10^6, +inf first, strictly falling; the last may be -inf (no
         data is left)
 
-    Between two integer times log ᾱ is linear in time, as for a constant rate of noise. So it is
-    finite on (0, T] and has a closed-form inverse.
+    Between two integer times log ᾱ is linear in time, as for a constant rate of noise. So log-SNR
+    is finite on (0, T) and has a closed-form inverse. If log-SNR is -inf at T, no level lies
+    between T - 1 and T: ValueError for a time of the host.
 
     >>> from ddpm_core import linear
     >>> schedule = linear(1000)

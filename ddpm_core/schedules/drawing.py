@@ -17,8 +17,8 @@ from ddpm_core.typing import Array
 def draw(schedule: Schedule, u: Array) -> Level:
     """Training levels for uniform numbers: t ~ Uniform{1 .. T}, or uniform over (clean, noisiest].
 
-    u: (B,), uniform in [0, 1), of any library; the level has its library, device and dtype, but
-        float64 for a NumPy array
+    u: (B,), uniform in [0, 1), of any library; the level has its library, device and dtype, but is
+        float32 for half precision, and float64 for a NumPy array
 
     Clean data is never drawn. ValueError if a NumPy u lies outside.
 
@@ -62,7 +62,7 @@ class Losses(NamedTuple):
 
 
 def no_losses(T: int, K: int = 10) -> Losses:
-    """The state before training."""
+    """The state before training, which is to keep K losses of each of the times 1 .. T."""
     if T < 1 or K < 1:
         raise ValueError(f"T and K must be at least 1, but are {T} and {K}")
     return Losses(np.zeros((T, K)), np.zeros(T, dtype=np.int64))
@@ -96,8 +96,12 @@ def recorded(state: Losses, times: Any, losses: Any) -> Losses:
 def probabilities(state: Losses, uniform: float = 1e-3) -> Array:
     """The probability of each of the times 1 .. T: (T,), positive.
 
-    p_t = (1 - uniform) sqrt(mean of loss²) / Σ + uniform / T, and 1 / T until every time has K
-    losses (their Eq. 18).
+    p_t = (1 - uniform) r_t / Σ r + uniform / T,   r_t the root mean square of the losses at t
+
+    uniform: the share of times that are drawn uniformly, in (0, 1], so that none is forgotten
+
+    Without that share it is Eq. 18 of Nichol & Dhariwal 2021. p_t is 1 / T until every time has K
+    losses, and where all losses are 0.
     """
     if not 0 < uniform <= 1:
         raise ValueError(f"uniform must lie within (0, 1], but is {uniform}")
@@ -112,6 +116,7 @@ def draw_important(state: Losses, u: Any, uniform: float = 1e-3) -> tuple[Array,
     """Times (B,) within 1 .. T, and weights (B,) of their losses, 1 / (T p_t), that keep the mean.
 
     u: (B,), uniform in [0, 1)
+    uniform: as in `probabilities`
     """
     share = cast(Array, np.asarray(u, dtype=np.float64))
     _check_uniform(share)

@@ -16,9 +16,10 @@ def linear(
 ) -> Discrete:
     """β linear in time from 1e-4 to 0.02, at T = 1000 (Ho et al. 2020, section 4).
 
-    rescale: for any other T, True multiplies β by 1000 / T, so that ᾱ_T stays about the same (the
-        code of Nichol & Dhariwal 2021; needs T > 20), and False keeps the betas as they are. The
-        two are different processes, so there is no default
+    rescale: must be given for any other T. True multiplies β by 1000 / T, so that ᾱ_T stays about
+        the same (the code of Nichol & Dhariwal 2021); T must be above 1000 beta_T, which is 20.
+        False keeps the betas as they are
+    beta_1, beta_T: β at times 1 and T, before it is multiplied; 0 < beta_1 <= beta_T < 1
     """
     _check_T(T)
     if T != 1000 and rescale is None:
@@ -81,10 +82,13 @@ def alphabar_sigmoid(
 ) -> Discrete:
     """ᾱ a falling sigmoid in time, scaled to run from 1 to 0 (Chen 2023; Jabri et al. 2023).
 
-    ᾱ(t) = (σ(end/w) - σ((start + (end - start) t/T) / w)) / (σ(end/w) - σ(start/w)), at least 1e-9
+    ᾱ(t) = (S(b) - S(u)) / (S(b) - S(a)), at least 1e-9,   S(u) = 1 / (1 + e^-u),
+    u = a + (b - a) t / T,   a = start / width,   b = end / width
 
     start, end: start < end
-    width: w > 0, the paper's temperature; the schedule is steeper where it is small
+    width: above 0, the paper's temperature; a smaller one makes a steeper schedule
+
+    ValueError if ᾱ falls below 1e-9 before the last time.
     """
     _check_T(T)
     if not start < end or width <= 0:
@@ -93,7 +97,7 @@ def alphabar_sigmoid(
         )
     a, b = start / width, end / width
     u = np.linspace(a, b, T + 1)[1:]
-    # σ(p) - σ(q) = sinh((p - q) / 2) / (2 cosh(p / 2) cosh(q / 2)): in ᾱ / (1 - ᾱ) cosh(u / 2)
+    # S(p) - S(q) = sinh((p - q) / 2) / (2 cosh(p / 2) cosh(q / 2)): in ᾱ / (1 - ᾱ) cosh(u / 2)
     # cancels, and no two numbers are subtracted.
     with np.errstate(divide="ignore"):
         falling = _log_sinh((b - u) / 2) - _log_sinh((u - a) / 2)
