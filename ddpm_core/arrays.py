@@ -89,6 +89,7 @@ def sqrt(c: Scalar) -> Scalar:
 
 
 def log(c: Scalar) -> Scalar:
+    """log c, and -inf where c is 0."""
     if is_number(c):
         return math.log(c) if c > 0 else -math.inf
     return array_namespace(c).log(c)

@@ -107,8 +107,8 @@ def convergence(
     Measured in float64 on grids that are even in log-SNR, from the schedule's noisiest time down to
     1e-3 of it, so that no step lands on clean data. A solver without noise is compared with the
     probability flow of a mixture of two normals, solved by DOP853; the error is the RMS over nine
-    starts. One with noise is compared in the weak sense: the error is the Wasserstein-2 distance
-    from its `law` to the marginal of N(1, 1/4), from which it starts.
+    starts. One with noise is compared in the weak sense, for data N(1, 1/4): it starts from the
+    exact q(x_t), and the error is the Wasserstein-2 distance of its `law` from q(x_t) at the end.
 
     solver: (schedule, steps, times=) -> Sampler or Unrolled
     schedule: `VP()` by default; its noisiest level must have data, alpha > 0

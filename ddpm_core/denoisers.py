@@ -45,9 +45,9 @@ class Predictor:
 
     net: (x_t, timestep, **cond) -> (B, *D), or (B, 2 C, ...) if variance. timestep is (B,), in
         float32 whatever x_t's dtype, since bfloat16 cannot represent 999
-    schedule: gives the timestep. It is time - 1 of a `Discrete` schedule, as published checkpoints
-        were trained, but at least 0; and the time itself of a continuous one, which a network made
-        for 0 .. 999 must scale
+    schedule: gives the timestep. On a `Discrete` schedule it is time - 1, but at least 0, as
+        published checkpoints were trained. On a continuous one it is the time itself, which a
+        network made for 0 .. 999 must scale
     predicts: what the output is; by default `eps`, as in Ho et al. 2020
     variance: the network also returns the v of a learned variance (Nichol & Dhariwal 2021)
 

@@ -30,6 +30,7 @@ class Gaussian(NamedTuple):
 def log_prob(gaussian: Gaussian, x: Array) -> Array:
     """log N(x; mean, var), summed over the coordinates: (B,).
 
+    gaussian: var > 0
     x: (B, *D)
     """
     check_pair(mean=gaussian.mean, x=x)

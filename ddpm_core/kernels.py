@@ -72,7 +72,10 @@ def error_of_score(t: Level, squared_score: Scalar) -> Scalar:
 
     error = (σ² / α²) (1 - σ² Γ)
 
-    This cancels where little data is left, as σ² Γ is near 1: better measure the error itself.
+    squared_score: Γ, the mean over the D coordinates
+
+    The difference cancels where little data is left, as σ² Γ is near 1 there: measure the error
+    itself (`likelihood.errors_at`).
     """
     return (t.sigma / t.alpha) ** 2 * (1 - t.sigma**2 * squared_score)
 
@@ -85,7 +88,7 @@ def learned_range(predict: VarianceDenoiser, decoder_var: Scalar) -> Reverse:
     decoder_var: replaces β̃ where s is clean data and β̃ = 0. Published networks were trained with
         `decoder_variance(schedule)`; on a subset of levels it is `small` of the step before
 
-    ValueError if the network returns no v.
+    TypeError if predict has no method `both`; ValueError if the network returns no v.
     """
     if not hasattr(predict, "both"):
         raise TypeError(

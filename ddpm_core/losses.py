@@ -91,8 +91,8 @@ def vlb(
     schedule: discrete
     decoder_var: the variance of L_0, at time 1; by default Ho et al.'s, `decoder_variance`
 
-    The loss is then L_{t-1} in nats per coordinate, but for what does not depend on the network; T
-    times its mean over uniform t is that part of the bound.
+    The loss is then L_{t-1} in nats per coordinate, but for what does not depend on the network. T
+    times its mean over uniform t is what of the bound, per coordinate, depends on the network.
     """
     if not isinstance(schedule, Discrete):
         raise TypeError(
@@ -246,7 +246,9 @@ def hybrid(
 ) -> Array:
     """L_simple + λ L_vlb, the latter for the learned variance alone: (B,) (Nichol & Dhariwal 2021).
 
-    L_vlb = T L_{t-1} in bits per coordinate, unbiased for the bound under uniform t (Eqs. 4, 16)
+    L_vlb = T L_{t-1} in bits per coordinate (Eqs. 4, 16)
+
+    Its mean over uniform t is the bound but for L_T, on which the network has no influence.
 
     predict: with variance=True and a discrete schedule
     x_0, eps, t, weight, cond: as in `loss`; t at integer times

@@ -1,8 +1,8 @@
 """Exact denoisers: E[x_0 | x_t] in closed form, for data whose distribution is known.
 
 With them samplers, losses and bounds are tested to rounding, without a network. Their tables are
-float64 on the host. At a host level the coefficients of x_t are computed there, and cast last; at
-a device level (B,), on the device, in x_t's dtype.
+float64 on the host. The coefficients of x_t are computed where the level is: at a host level on the
+host, and cast last; at a device level (B,) on the device, in x_t's dtype.
 """
 
 from __future__ import annotations

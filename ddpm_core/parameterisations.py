@@ -32,7 +32,7 @@ def x0(t: Level) -> Pair:
 
 
 def eps(t: Level) -> Pair:
-    """The noise eps (Ho et al. 2020, section 3.2). It says nothing of x_0 where α = 0."""
+    """The noise eps (Ho et al. 2020, section 3.2). Where α = 0 it says nothing of x_0."""
     return 0.0, 1.0
 
 
@@ -110,7 +110,7 @@ def to_x0(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
     y, x_t: (B, *D)
     t: a level of shape () or (B,)
 
-    From eps, an error of y grows by σ / α: up to 157 times at the end of `linear`.
+    From eps, an error of y grows by σ / α: 157 times at time 1000 of `linear`.
     """
     return convert(y, x_t, t, predicts, x0)
 
@@ -121,7 +121,7 @@ def to_eps(y: Array, x_t: Array, t: Level, predicts: Parameterisation) -> Array:
     y, x_t: (B, *D)
     t: a level of shape () or (B,)
 
-    From x_0, an error of y grows by α / σ: up to 100 times at the start of `linear`.
+    From x_0, an error of y grows by α / σ: 100 times at time 1 of `linear`.
     """
     return convert(y, x_t, t, predicts, eps)
 
@@ -152,5 +152,5 @@ def reading(predicts: Parameterisation, wanted: Parameterisation, t: Level) -> P
     return (c * b - d * a) / det, (d * t.alpha - c * t.sigma) / det
 
 
-#: By the name that a checkpoint stores.
+#: The parameterisations, by the names that checkpoints store.
 NAMED: dict[str, Parameterisation] = {f.__name__: f for f in (x0, eps, v, score, flow)}

@@ -86,10 +86,10 @@ def posterior_row(t: Level, s: Level) -> tuple[Scalar, Scalar]:
 
 
 def small(t: Level, s: Level) -> Scalar:
-    """The posterior's variance, β̃ = τ σ_s² (Ho et al. 2020, Eq. 7): optimal for a point mass."""
+    """The posterior's variance β̃ = τ σ_s² (Ho et al. 2020, Eq. 7): optimal if x_0 is one point."""
     return tau(t, s) * s.sigma**2
 
 
 def large(t: Level, s: Level) -> Scalar:
-    """The forward step's variance, β = τ σ_t² (Ho et al. 2020, Eq. 2): optimal for N(0, I)."""
+    """The forward step's variance β = τ σ_t² (Ho et al. 2020, Eq. 2): optimal if x_0 ~ N(0, I)."""
     return tau(t, s) * t.sigma**2

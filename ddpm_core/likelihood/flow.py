@@ -43,20 +43,22 @@ def flow_log_prob(
     end: a host level with α > 0, where x is taken to be standard normal; by default the schedule's
         noisiest
     solve: `rk4(steps)` or `dop853()`; by default rk4(50)
-    probes: (P, B, *D), with E v v' = I, such as random signs: Hutchinson's estimate of the trace,
-        the mean over P. By default the trace is exact, as if the probes were the D axes
+    probes: (P, B, *D), P random directions v with E v v' = I, such as signs: the trace is then
+        Hutchinson's estimate, the mean of v · J v over them. By default it is exact: the sum over
+        the D axes
     jvp: derivatives along a direction, such as `torch.func.jvp` or `jax.jvp`; by default central
         differences, for which x should be float64
     cond: passed to the denoiser
 
-    With central differences a slope of the solver, of which rk4(50) takes 200, costs 1 + 2 P
-    denoiser calls, or 1 + 2 D without probes; with jvp it costs P or D calls of that.
+    rk4(50) evaluates the two integrands above 200 times. Each time costs 1 + 2 P denoiser calls by
+    central differences, or 1 + 2 D without probes; with jvp it costs P or D calls of jvp.
 
     The mean bias of rk4(50) on Gaussian data, of D = 16 and variances from 1e-6 to 4, is 1.2e-4
     bits per coordinate on `cosine()` from time 1, and 2e-5 on `linear()` from time 1 and on `VP()`
     from time 0.001. Twice the steps divide it by 16.
 
-    ValueError if start is not cleaner than end, start has no noise or end no data.
+    ValueError if start is not cleaner than end, if start has no noise or end no data, and for
+    probes of another shape.
     """
     xp = check_pair(x=x)
     end = schedule(schedule.ends[1]) if end is None else end

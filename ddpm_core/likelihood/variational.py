@@ -28,8 +28,8 @@ class Elbo(NamedTuple):
     data: (B,), L_0
     index: (B, m), NumPy: steps[b, j] goes from levels[index[b, j]] to the next level
     weight: (B, m), NumPy: how many terms steps[b, j] stands for; 1 where all terms are computed
-    error: (B, m + 1), the mean over coordinates of (x_0 - x̂_0)² at these levels, then at the last
-        level before clean data
+    error: (B, m + 1), the mean over coordinates of (x_0 - x̂_0)² at levels[index], then at the last
+        noisy level
     """
 
     prior: Array
@@ -66,7 +66,8 @@ def elbo(
     x_0: (B, *D), float32 or float64; the bound is computed in its dtype
     noise: (step, shape) -> standard normal, called once a term, with steps 1, 2, ...
     u: None computes all terms. (B, m), NumPy, uniform in [0, 1), gives an unbiased estimate from m
-        terms a sample: one in each m-th of the log-SNR between the noisiest level and the last
+        terms a sample: the log-SNR from the noisiest level to the last noisy one is cut into m
+        equal parts, and each gives one term
     bins: how many grey values x_0 has, scaled to [-1, 1]; None takes the decoder as a density
     decoder_var: the variance of p(x_0 | x_1). By default it is the kernel's own; for a `reverse`
         kernel, which has 0 there, it is Ho et al.'s: β̃ of the step before
@@ -185,7 +186,8 @@ def dequantised(x_0: Array, u: Array, bins: int = 256) -> Array:
     x_0: (B, *D), grey values scaled to [-1, 1]
     u: (B, *D), uniform in [0, 1)
 
-    By Jensen's inequality, the mean over u of -log p less log(bin width) is at least -log P(bin).
+    By Jensen's inequality the mean over u of -log p - log w, w the width of a bin, is at least
+    -log P(bin).
     """
     check_pair(x_0=x_0, u=u)
     return x_0 + (2 * u - 1) / (bins - 1)
@@ -211,8 +213,8 @@ def errors_at(denoise: Denoiser, levels: Level, x_0: Array, noise: Noise, **cond
 def interpolated(levels: Level, errors: Array) -> Callable[[Level], Scalar]:
     """Errors of x_0 at some levels, as a function of any host level, for `optimal`.
 
-    error / σ² is linear in log-SNR between two levels, and constant beyond the ends. That ratio is
-    constant for standard normal data, and bounded; an error of 0 is one at its own level only.
+    error / σ² is linear in log-SNR between two levels, and constant beyond the ends. For standard
+    normal data that ratio is constant. Between two levels it is 0 only if both errors are.
 
     levels: host levels (n,) with noise, in any order
     errors: (n,), as from `errors_at`
