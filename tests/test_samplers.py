@@ -369,6 +369,8 @@ def test_tables_of_wrong_shape():
     good = ddpm.ddim(LINEAR, 3)
     with pytest.raises(ValueError, match=r"anchor has shape \(2, 4\), but 3 rows need \(3, 4\)"):
         ddpm.Sampler("s", good.levels, good.read, good.point, good.anchor[:2])
+    with pytest.raises(ValueError, match=r"point has shape \(3, 3\), but a row has at least 4"):
+        ddpm.Sampler("s", good.levels, good.read, good.point[:, :3], good.anchor[:, :3])
     clean = LINEAR(np.array([1000, 0, 0, 0]))
     with pytest.raises(ValueError, match="only the last level may be clean data"):
         ddpm.Sampler("s", clean, good.read, good.point, good.anchor)

@@ -131,6 +131,14 @@ def test_from_step_of_what_is_not_linear(step):
         samplers.from_step(step, levels)
 
 
+@pytest.mark.parametrize("predicts", [ddpm.x0, ddpm.eps, ddpm.v])
+def test_from_step_calls_no_network_at_clean_data(predicts):
+    """There eps and v determine x_0 without y, so that nothing is found of what is made of y."""
+    levels = LINEAR(np.array([1000, 0, 0]))
+    with pytest.raises(ValueError, match="only the last level may be clean data"):
+        samplers.from_step(lambda i, x, y, z: x, levels, predicts)
+
+
 def test_unrolled_of_wrong_shape():
     """Shapes that disagree, and a point that knows the future, cannot be."""
     good = ddpm.ancestral(LINEAR, 3).unroll()

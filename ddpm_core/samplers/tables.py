@@ -18,7 +18,7 @@ from ddpm_core.arrays import astype, combine, is_half, is_number, same_shape
 from ddpm_core.grids import Grid, check_steps, trailing
 from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Parameterisation, reading, x0
-from ddpm_core.samplers.unrolled import Unrolled
+from ddpm_core.samplers.unrolled import Unrolled, check_calls
 from ddpm_core.schedules import Schedule
 from ddpm_core.typing import Array, Lincomb, Scalar
 
@@ -79,11 +79,11 @@ class Sampler:
             if value.shape != shape:
                 raise ValueError(f"{name} has shape {value.shape}, but {n} rows need {shape}")
         if self.point.shape[-1] < 4:
-            raise ValueError("a row combines at least (point, anchor, m_0, z)")
-        if not np.all(self.levels.sigma[:-1] > 0):
             raise ValueError(
-                "only the last level may be clean data: nothing is read where sigma = 0"
+                f"point has shape {self.point.shape}, but a row has at least 4 coefficients, over "
+                f"(point, anchor, m_0, z)"
             )
+        check_calls(self.levels)
         for name in ("read", "point", "anchor"):
             finite = np.isfinite(getattr(self, name))
             if not finite.all():

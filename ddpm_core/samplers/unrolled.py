@@ -54,6 +54,14 @@ class Unrolled:
         return bool(self.z.any())
 
 
+def check_calls(levels: Level) -> None:
+    """ValueError if a level before the last, where the network is called, is clean data."""
+    if not np.all(levels.sigma[:-1] > 0):
+        raise ValueError(
+            "only the last level may be clean data: no network is called where sigma = 0"
+        )
+
+
 def from_step(
     step: Callable[[int, Any, Any, Any], Any],
     levels: Level,
@@ -77,6 +85,7 @@ def from_step(
     ValueError if a step is not linear, such as one that clips or thresholds; and if a level of a
     call is clean data, or the output there does not determine x_0.
     """
+    check_calls(levels)
     check_readable(predicts, levels.take(slice(None, -1)))
     n = len(levels.sigma) - 1
     # More than 1 in size, so that a clip to [-1, 1], which leaves the others as they are, shows.
