@@ -111,7 +111,9 @@ def convergence(
     exact q(x_t), and the error is the Wasserstein-2 distance of its `law` from q(x_t) at the end.
 
     solver: (schedule, steps, times=) -> Sampler or Unrolled
-    schedule: `VP()` by default; its noisiest level must have data, alpha > 0
+    schedule: `VP()` by default
+
+    ValueError if alpha = 0 at the schedule's noisiest level.
 
     >>> from ddpm_core import dpmpp_2m
     >>> convergence(dpmpp_2m).slopes.round(1)
@@ -120,6 +122,11 @@ def convergence(
     schedule = VP() if schedule is None else schedule
     clean, noisiest = schedule.ends
     first, last = schedule(noisiest), schedule(clean + 1e-3 * (noisiest - clean))
+    if first.alpha == 0:
+        raise ValueError(
+            f"the probability flow has no start where alpha = 0, as at time {noisiest:g} of this "
+            f"schedule: pass another, such as VP()"
+        )
     errors: list[float] = []
     for n in steps:
         times = np.array(schedule.at(np.linspace(first.logsnr, last.logsnr, n + 1)).time)

@@ -59,6 +59,12 @@ def test_order(solver, order):
     np.testing.assert_allclose(found.slopes, slopes, atol=1e-6)
 
 
+def test_no_convergence_from_alpha_0():
+    """A schedule without data at its end is refused by the time at which it has none."""
+    with pytest.raises(ValueError, match="where alpha = 0, as at time 1000 of this schedule"):
+        ddpm.convergence(ddpm.ddim, schedule=ddpm.zero_terminal_snr(ddpm.linear()))
+
+
 def test_a_point_is_no_law_of_spread_data():
     """KL(data | sampler) is inf, not NaN, where a sampler of spread data draws one point.
 
