@@ -60,6 +60,15 @@ def test_no_u_of_any_library_draws_clean_data(lib, schedule):
         assert np.isfinite(logsnr).all()
 
 
+@pytest.mark.lanes("torch", "jax")
+def test_a_draw_in_half_precision_is_float32(lib):
+    """Products of u in bfloat16 would reach some 250 of 1000 times, and 497 is none of them."""
+    u = lib.asarray(np.float32([1 / 4, 129 / 256]), lib.xp.bfloat16)
+    level = draw(linear(), u)
+    assert all(field.dtype == lib.xp.float32 for field in level)
+    np.testing.assert_array_equal(lib.to_numpy(level.time), [750, 497])
+
+
 @pytest.mark.parametrize("bad", [1.2, -0.1, math.nan])
 @pytest.mark.parametrize("schedule", [VP(), linear()], ids=str)
 def test_u_outside_is_named(schedule, bad):
