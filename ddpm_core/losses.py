@@ -261,7 +261,10 @@ def hybrid(
     """
     schedule = predict.schedule
     if not predict.variance or not isinstance(schedule, Discrete):
-        raise ValueError("hybrid needs a Predictor with variance=True and a discrete schedule")
+        raise ValueError(
+            f"hybrid needs a Predictor with variance=True and a discrete schedule, but it has "
+            f"variance={predict.variance} and {schedule!r}"
+        )
     check_pair(x_0=x_0, eps=eps)
     x_t, s = q_sample(x_0, eps, t), schedule(t.time - 1)
     y, v = predict.output(x_t, t, **cond)

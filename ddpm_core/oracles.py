@@ -50,7 +50,11 @@ class GaussianOracle:
             variances = np.array(np.broadcast_to(cov, mean.shape)).reshape(-1)
         elif cov.shape == (mean.size, mean.size):
             if not np.allclose(cov, cov.T, rtol=1e-10, atol=1e-12 * np.abs(cov).max()):
-                raise ValueError("cov is not symmetric")
+                i, j = np.unravel_index(np.argmax(np.abs(cov - cov.T)), cov.shape)
+                raise ValueError(
+                    f"cov must be symmetric, but cov[{i}, {j}] = {cov[i, j]} and cov[{j}, {i}] = "
+                    f"{cov[j, i]}"
+                )
             variances, basis = np.linalg.eigh(cov)
             # For directions without variance eigh returns roundings of 0, of either sign.
             tiny = variances.size * np.finfo(np.float64).eps * np.abs(variances).max(initial=0)

@@ -442,9 +442,9 @@ def test_grey_values(value, bins):
         (np.zeros((3, 2)), r"but is \(3, 2\)"),
         (np.zeros((4, 6)), r"but is \(4, 6\)"),
         (np.zeros((4, 0)), r"but is \(4, 0\)"),
-        (np.ones((4, 2)), r"u must lie within \[0, 1\)"),
-        (np.full((4, 2), -0.1), r"u must lie within"),
-        (np.full((4, 2), np.nan), r"u must lie within"),
+        (np.ones((4, 2)), r"u must lie within \[0, 1\), but is 1"),
+        (np.full((4, 2), -0.1), r"u must lie within \[0, 1\), but is -0\.1"),
+        (np.full((4, 2), np.nan), r"u must lie within \[0, 1\), but is nan"),
     ],
 )
 def test_u_refused(u, message):

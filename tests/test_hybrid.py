@@ -142,11 +142,11 @@ def test_hybrid_needs_a_learned_variance():
     """Without v, or without a step t - 1, there is no L_vlb to add."""
     x = np.ones((1, 2))
     net = lambda x, time: np.concatenate([x, x], axis=1)
-    for predict in (
-        ddpm.Predictor(lambda x, time: x, LINEAR),
-        ddpm.Predictor(net, ddpm.VP(), variance=True),
+    for predict, said in (
+        (ddpm.Predictor(lambda x, time: x, LINEAR), "variance=False"),
+        (ddpm.Predictor(net, ddpm.VP(), variance=True), "VP"),
     ):
-        with pytest.raises(ValueError, match="variance=True and a discrete schedule"):
+        with pytest.raises(ValueError, match=f"and a discrete schedule, but it has .*{said}"):
             ddpm.hybrid(predict, x, x, LINEAR(1))
 
 

@@ -131,8 +131,9 @@ def _terms_of(levels: Level, batch: int, u: Any) -> tuple[Array, Array]:
     u = cast(Array, np.asarray(u, dtype=np.float64))
     if u.ndim != 2 or u.shape[0] != batch or not 1 <= u.shape[1] <= count:
         raise ValueError(f"u must be ({batch}, m), m within 1 .. {count}, but is {u.shape}")
-    if not np.all((u >= 0) & (u < 1)):
-        raise ValueError("u must lie within [0, 1)")
+    bad = ~((u >= 0) & (u < 1))
+    if bad.any():
+        raise ValueError(f"u must lie within [0, 1), but is {u[bad][0]:g}")
     m = int(u.shape[1])
     share: Array = levels.logsnr[1:-1] - levels.logsnr[:-2]
     # The step from a level without data has no finite share: any will do, and 1 is a usual one.
