@@ -309,6 +309,20 @@ def test_default_decoder_is_the_step_before(variance, bins):
         np.testing.assert_allclose(default.data, -log_p, rtol=1e-10)
 
 
+@pytest.mark.parametrize("number", [float, np.float32, np.asarray])
+def test_default_decoder_whatever_the_point_is_written_in(number):
+    """A kernel of one's own that lands on a point gets Ho et al.'s variance there, too."""
+    plain = ddpm.reverse(gaussian(1))
+
+    def kernel(x_t, t, s):
+        p = plain(x_t, t, s)
+        return ddpm.Gaussian(p.mean, number(p.var))
+
+    levels = levels_at([30, 9, 4, 0], ddpm.linear(30, rescale=True))
+    own, wanted = (ddpm.elbo(k, levels, GREYS, noise_of(0.5)).data for k in (kernel, plain))
+    np.testing.assert_array_equal(own, wanted)
+
+
 def test_learned_range_has_its_own_decoder():
     """log variance of L_0 = w log β_1 + (1 - w) log decoder_var (Nichol & Dhariwal 2021)."""
     schedule = ddpm.linear(30, rescale=True)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core.arrays import check_pair, fit
+from ddpm_core.arrays import check_pair, fit, is_number
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.gaussians import Gaussian, kl, mean_of_sample
 from ddpm_core.kernels import Reverse, is_clean
@@ -91,7 +91,7 @@ def elbo(
     def term(j: int, t: Level, s: Level, var: Scalar | None = None) -> tuple[Array, Array]:
         x_t = q_sample(x_0, noise(j + 1, shape), t)
         p = kernel(x_t, t, s, **cond)
-        if var is None and is_clean(s) and isinstance(p.var, (int, float)) and p.var == 0:
+        if var is None and is_clean(s) and is_number(p.var) and p.var == 0:
             var = ho
         # A kernel does not say what x_0 it read, but its mean is linear in it.
         off = mean_of_sample((q_posterior(x_0, x_t, t, s).mean - p.mean) ** 2)
