@@ -57,8 +57,8 @@ def matmul(a: Array, b: Array, out: Array | None = None) -> Array:
 
 
 def _in_memory(x: Array) -> tuple[Array, int, int, int]:
-    """The array, or a copy; 1 if it is by columns; from one row, or column, to the next; from one
-    matrix to the next.
+    """The array or a contiguous copy; whether it lies by columns (1) or by rows (0); and how many
+    elements from one column or row, and from one matrix, to the next.
     """
     rows, columns = x.shape[-2:]
     *each, down, across = (stride // x.dtype.itemsize for stride in x.strides)
