@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import math
 import os
 import shutil
 from typing import Any
@@ -12,7 +11,7 @@ import numpy as np
 import pytest
 from fakecupy import installed
 
-from ddpm_core.nn import UNetConfig, parameter_shapes
+from ddpm_core.nn import UNetConfig
 
 REAL = pytest.importorskip("cupy", reason="its names are the stand-in's; no GPU is needed")
 NVRTC = importlib.import_module("cupy_backends.cuda.libs.nvrtc")
@@ -67,12 +66,3 @@ CONFIGS = {
     ),
     "ho": UNetConfig(3, 3, (4, 8), blocks=2, groups=2),
 }
-
-
-def random_params(config: UNetConfig) -> dict[str, np.ndarray]:
-    """Every parameter random, also those that start at 0 or 1, which would hide a defect."""
-    rng, params = np.random.default_rng(0), {}
-    for name, shape in parameter_shapes(config).items():
-        scale = 1 / math.sqrt(math.prod(shape[1:]) if len(shape) > 1 else 25)
-        params[name] = rng.standard_normal(shape) * scale + (shape[1:] == () and "norm" in name)
-    return params

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
+from networks import random_params
 
 import ddpm_core as ddpm
-from ddpm_core.nn import UNetConfig, parameter_shapes
+from ddpm_core.nn import UNetConfig
 
 jax = pytest.importorskip("jax")
 
@@ -32,18 +31,7 @@ def few_optimisations():
 TOY = ddpm.MixtureOracle([0.3, 0.7], [[-1.0, 0.2], [0.5, -0.4]], 0.2)
 
 
-def random_params(config: UNetConfig, dtype: str = "float32") -> dict[str, np.ndarray]:
-    """Every parameter random, also those that start at 0 or 1, which would hide a defect."""
-    rng = np.random.default_rng(0)
-    params = {}
-    for name, shape in parameter_shapes(config).items():
-        fan_in = math.prod(shape[1:]) if len(shape) > 1 else 25
-        params[name] = (rng.standard_normal(shape) / math.sqrt(fan_in)).astype(dtype)
-        params[name] += "norm" in name and name.endswith("weight")
-    return params
-
-
-PARAMS = random_params(CONFIG)
+PARAMS = random_params(CONFIG, dtype="float32")
 
 
 def predictor(name: str) -> ddpm.Predictor:

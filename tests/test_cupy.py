@@ -12,8 +12,9 @@ import cupy_standin
 import numpy as np
 import pytest
 import readme
-from cupy_standin import CONFIGS, REAL, backend, dtypes, random_params, values
+from cupy_standin import CONFIGS, REAL, backend, dtypes, values
 from fakecupy import CUDARuntimeError, gpu
+from networks import random_params
 
 import ddpm_core as ddpm
 from ddpm_core.nn import Ops, UNetConfig, unet

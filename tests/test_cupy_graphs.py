@@ -8,8 +8,9 @@ from typing import Any
 import cupy_standin
 import numpy as np
 import pytest
-from cupy_standin import CONFIGS, random_params, values
+from cupy_standin import CONFIGS, values
 from fakecupy import gpu
+from networks import random_params
 
 import ddpm_core as ddpm
 from ddpm_core import Level, samplers

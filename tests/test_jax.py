@@ -7,7 +7,8 @@ import math
 import jax_network
 import numpy as np
 import pytest
-from jax_network import CONFIG, EPS, PARAMS, SCHEDULE, SHAPE, draws, jnp, noises, random_params
+from jax_network import CONFIG, EPS, PARAMS, SCHEDULE, SHAPE, draws, jnp, noises
+from networks import random_params
 from scipy.stats import kstest
 
 import ddpm_core as ddpm
@@ -192,7 +193,7 @@ CONFIGS = {
 def test_network(name):
     """The UNet of the reference, in float64."""
     config = CONFIGS[name]
-    params = random_params(config, "float64")
+    params = random_params(config)
     x, timestep = draws(2, 2, 8, 4), np.array([3.0, 999.0], np.float32)
     y = np.array([-1, 2]) if config.classes else None
     wanted = unet(params, x, timestep, y, config=config, ops=Ops())

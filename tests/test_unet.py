@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from networks import random_params
 from scipy.signal import correlate2d
 from scipy.special import softmax
 
@@ -26,18 +27,6 @@ TOLERANCE = {"float32": 1e-4, "float64": 1e-10}
 
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-def random_params(config: UNetConfig, seed: int, dtype: str = "float64") -> dict[str, np.ndarray]:
-    """Every parameter random, also those that start at 0 or 1, which would hide a defect."""
-    rng = np.random.default_rng(seed)
-    params = {}
-    for name, shape in parameter_shapes(config).items():
-        fan_in = math.prod(shape[1:]) if len(shape) > 1 else 25
-        params[name] = (rng.standard_normal(shape) / math.sqrt(fan_in)).astype(dtype)
-        if "norm" in name and name.endswith("weight"):
-            params[name] += 1
-    return params
 
 
 def random_inputs(config: UNetConfig, batch: int, height: int, width: int, dtype: str) -> Any:
