@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from PIL import Image
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import load, save
 from ddpm_core.cli import datasets, pictures
+from ddpm_core.cli import sample as sampling
 from ddpm_core.cli.sample import SAMPLERS, draw, parse_classes
 from ddpm_core.models import bundled
 from ddpm_core.nn import UNetConfig
+from ddpm_core.schedules import Discrete
 
 pytest_plugins = "command_fixtures"
 pytestmark = pytest.mark.usefixtures("one_thread_of_processes")
@@ -105,6 +108,8 @@ def test_classes(here, model):
     assert parsed("dog") == [1, 1, 1, 1]
     assert parsed("DOG, cat") == [1, 0, 1, 0]
     assert parsed("0,none,1") == [0, -1, 1, 0]
+    alike = tiny(labels=("Cat", "cat", "DOG"))
+    assert parse_classes("Cat,cat,CAT,dog", alike, 4).tolist() == [0, 1, 1, 2]
     swapped = tiny(labels=("2", "0", "1"))
     assert parse_classes("2,0,1", swapped, 3).tolist() == [0, 1, 2]
     few, many = tiny(labels=("cat",)), tiny(labels=tuple("abcdef"))
@@ -159,14 +164,40 @@ def test_out_dir(here, model, capsys):
     ):  # fmt: skip
         message = fails(capsys, *options, "--count", 4, "--resume", option, value)
         assert re.search(f"d holds samples of {said}", message)
-    other = tiny()
-    other.params["conv_in.bias"][:] += 1
-    save("other.safetensors", other)
+    shifted = tiny()
+    shifted.params["conv_in.bias"][:] += 1
+    logsnr = list(shifted.schedule.logsnr)
+    logsnr[50] = (logsnr[49] + logsnr[50]) / 2
     options[2] = "other.safetensors"
-    assert "d holds samples of model" in fails(capsys, *options, "--count", 4, "--resume")
+    for other in (shifted, tiny(schedule=Discrete(tuple(logsnr))), tiny(timestep_scale=0.5)):
+        save("other.safetensors", other)
+        assert "d holds samples of model" in fails(capsys, *options, "--count", 4, "--resume")
     for junk in ("[" * 9999, "{", "[]", "null", "\xff"):
         Path("d/samples.json").write_text(junk)
         assert "--out-dir" in fails(capsys, *options, "--count", 4, "--resume")
+    Path("d/samples.json").unlink()
+    assert "d has some of these pictures, but no samples.json" in fails(
+        capsys, *options, "--count", 4, "--resume"
+    )
+    if hasattr(os, "mkfifo"):
+        os.mkfifo("d/samples.json")
+        assert "not a regular file" in fails(capsys, *options, "--count", 4, "--resume")
+
+
+def test_two_commands_in_one_folder(here, model, monkeypatch):
+    """A command draws nothing into a folder that another, of other settings, began meanwhile."""
+    options = ["sample", "--model", model, "--steps", 1, "--count", 1, "--out-dir", "d"]
+    missing = sampling._missing
+
+    def late(*arguments):
+        found = missing(*arguments)
+        monkeypatch.setattr(sampling, "_missing", missing)
+        run(*options, "--seed", 1)
+        return found
+
+    monkeypatch.setattr(sampling, "_missing", late)
+    with pytest.raises(ValueError, match="d holds samples of seed 1, not 0"):
+        run(*options)
 
 
 def test_npz(here, model):

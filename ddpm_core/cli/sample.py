@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import math
@@ -16,7 +17,7 @@ import typer
 
 from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint, load
-from ddpm_core.checkpoints.files import write_whole
+from ddpm_core.checkpoints.files import open_regular, write_whole
 from ddpm_core.cli import pictures
 from ddpm_core.cli.options import BackendName, Device, check_seed, open_backend
 from ddpm_core.cli.progress import Bar, counted, progress
@@ -220,7 +221,7 @@ def _write_folder(
     _check_channels(checkpoint)
     missing = _missing(folder, ids, about, resume)
     for numbers, (x,) in run(missing):
-        if not (folder / SETTINGS).exists():
+        if not _settled(folder, about):  # asked again: another command may have begun since
             folder.mkdir(exist_ok=True)
             write_whole(folder / SETTINGS, (json.dumps(about, indent=2) + "\n").encode())
         for i, image in zip(numbers, pictures.to_bytes(x), strict=True):
@@ -388,13 +389,15 @@ def deal(classes: str | None, checkpoint: Checkpoint) -> Array | None:
         raise ValueError("--classes was given, but this model has no classes")
     known = {str(i): i for i in range(total)} | {"none": -1}
     # Names last: a class that is called 7 is asked for by its name, whichever its number.
-    known |= {label.lower(): i for i, label in enumerate(checkpoint.labels[:total])}
+    labels = checkpoint.labels[:total]
+    known |= {label.lower(): i for i, label in enumerate(labels)}
+    known |= {label: i for i, label in enumerate(labels)}
     names = [name.strip() for name in classes.split(",")]
-    for name in names:
-        if name.lower() not in known:
-            labels = ", ".join(checkpoint.labels) or f"0 to {total - 1}"
-            raise ValueError(f"no class {name!r}; there are {labels}")
-    wanted = np.array([known[name.lower()] for name in names])
+    numbers = [known.get(name, known.get(name.lower())) for name in names]
+    if None in numbers:
+        among = ", ".join(checkpoint.labels) or f"0 to {total - 1}"
+        raise ValueError(f"no class {names[numbers.index(None)]!r}; there are {among}")
+    wanted = np.array(numbers)
     if -1 in wanted and not getattr(checkpoint, "unconditional", True):
         raise ValueError("--classes none: this model was never trained without a class")
     return wanted
@@ -457,20 +460,13 @@ def _place(folder: Path, i: int) -> Path:
 
 def _missing(folder: Path, ids: Array, about: dict[str, Any], resume: bool) -> Array:
     """The ids whose pictures a folder lacks; ValueError if it holds those of other settings."""
-    try:
-        with (folder / SETTINGS).open("rb") as file:
-            before: Any = json.loads(file.read(1 << 20))
-    except FileNotFoundError:
-        before = about
-    except (ValueError, RecursionError):
-        raise ValueError(f"{folder / SETTINGS} cannot be read; choose another --out-dir") from None
-    for key, value in about.items():
-        found = cast(Any, before).get(key) if isinstance(before, dict) else None
-        if found != value:
-            raise ValueError(
-                f"{folder} holds samples of {key} {found}, not {value}; choose another --out-dir"
-            )
+    settled = _settled(folder, about)
     missing = np.array([i for i in ids if not _place(folder, i).exists()], dtype=np.int64)
+    if len(missing) < len(ids) and not settled:
+        raise ValueError(
+            f"{folder} has some of these pictures, but no {SETTINGS} that says how they were "
+            f"drawn; choose another --out-dir"
+        )
     if len(missing) < len(ids) and not resume:
         raise ValueError(
             f"{folder} has {len(ids) - len(missing)} of these pictures already; pass --resume to "
@@ -479,10 +475,30 @@ def _missing(folder: Path, ids: Array, about: dict[str, Any], resume: bool) -> A
     return missing
 
 
+def _settled(folder: Path, about: dict[str, Any]) -> bool:
+    """Whether a folder has the settings of its pictures; ValueError if they are others."""
+    try:
+        with open_regular(folder / SETTINGS) as file:
+            before: Any = json.loads(file.read(1 << 20))
+    except FileNotFoundError:
+        return False
+    except (ValueError, RecursionError):
+        raise ValueError(f"{folder / SETTINGS} cannot be read; choose another --out-dir") from None
+    for key, value in about.items():
+        found = cast(Any, before).get(key) if isinstance(before, dict) else None
+        if found != value:
+            raise ValueError(
+                f"{folder} holds samples of {key} {found}, not {value}; choose another --out-dir"
+            )
+    return True
+
+
 def _fingerprint(checkpoint: Checkpoint) -> str:
     """Eight digits that differ from those of another model."""
-    about = (checkpoint.config, checkpoint.schedule, checkpoint.predicts, checkpoint.size)
-    total = zlib.crc32(repr(about).encode())
+    # Not the schedule's repr, which has only its ends.
+    schedule = dataclasses.astuple(cast(Any, checkpoint.schedule))
+    about = (checkpoint.config, schedule, checkpoint.predicts, checkpoint.size)
+    total = zlib.crc32(repr((*about, checkpoint.timestep_scale)).encode())
     for name in sorted(checkpoint.params):
         total = zlib.crc32(np.asarray(checkpoint.params[name]).tobytes(), total)
     return f"{total:08x}"
