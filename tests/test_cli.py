@@ -110,7 +110,7 @@ def failing(error: BaseException):
 
 @pytest.mark.parametrize(
     "error",
-    [TypeError("a < b"), KeyError("w"), RecursionError("too deep"), MemoryError(), OverflowError(),
+    [TypeError("a < b"), KeyError("w"), RecursionError("too deep"), OverflowError(),
      AttributeError("no"), NotImplementedError("here"), RuntimeError("a\nb"), AssertionError()],
     ids=repr,
 )  # fmt: skip
@@ -120,6 +120,24 @@ def test_defects(monkeypatch, capsys, error):
     said = fails(capsys, "info", status=1)
     assert said.startswith(f"ddpm-core: this is a defect of ddpm-core: {type(error).__name__}: ")
     assert said.endswith("`ddpm-core --traceback`\n")
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_too_little_memory(monkeypatch, capsys, library):
+    """What does not fit into memory is no defect: the line says what takes less, and status 2."""
+    make = pytest.importorskip(library).ones
+    monkeypatch.setattr(app, "run", lambda arguments: make((1 << 45,)))
+    said = fails(capsys, "info")
+    assert said.startswith("ddpm-core: there is too little memory (")
+    assert said.endswith("; a smaller --batch, if there is one, takes less\n")
+
+
+@pytest.mark.needs("torch")
+def test_too_little_memory_on_cuda(monkeypatch, capsys):
+    import torch
+
+    monkeypatch.setattr(app, "run", failing(torch.OutOfMemoryError("CUDA out of memory.")))
+    assert "there is too little memory" in fails(capsys, "info")
 
 
 def test_answers_are_bounded(monkeypatch, capsys):
@@ -148,7 +166,11 @@ def test_without_typer():
 
 
 def test_traceback(monkeypatch, capsys):
-    """`--traceback` shows where an error comes from, before its line."""
+    """`--traceback`, before a command or after it, shows where an error comes from."""
+    monkeypatch.setattr(sys, "argv", ["ddpm-core", "sample", "--seed", "-1", "--traceback"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "\nValueError: --seed must lie within" in capsys.readouterr().err
     monkeypatch.setattr(app, "run", failing(TypeError("odd")))
     monkeypatch.setattr(sys, "argv", ["ddpm-core", "--traceback", "info"])
     with pytest.raises(SystemExit):

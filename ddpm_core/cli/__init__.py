@@ -1,7 +1,7 @@
 """The command line: `ddpm-core sample`, `train`, `evaluate`, `convert`, `verify`, `info`.
 
-Exit status: 0; 1 after a defect of ddpm-core, or of a command that found what it looks for; 2 for
-bad input; 128 + the number of the signal that ended it.
+Exit status: 0; 1 after a defect of ddpm-core, and of `verify` if a check fails; 2 for bad input, or
+too little memory for it; 128 + the number of the signal that ended it.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from typing import Any
 
 LONGEST = 500  #: characters of an error
 
+#: What errors of a library say when memory runs out: torch on CUDA, torch on the CPU, JAX.
+_NO_MEMORY = ("OutOfMemoryError", "can't allocate memory", "RESOURCE_EXHAUSTED")
+
 
 class Terminated(KeyboardInterrupt):
     """SIGTERM or SIGHUP, raised where the program was, as SIGINT raises KeyboardInterrupt.
@@ -32,8 +35,8 @@ def main() -> None:
 
     `--traceback`, anywhere, shows where it went wrong.
     """
-    arguments = sys.argv[1:]
-    shown = "--traceback" in arguments
+    arguments = [word for word in sys.argv[1:] if word != "--traceback"]
+    shown = len(arguments) < len(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
         with suppress(AttributeError, ValueError):  # a stream that a caller put there
             stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
@@ -85,6 +88,11 @@ def _expected(error: Exception) -> str | None:
     """What an error says of the input; None if it says that our code is wrong."""
     if isinstance(error, OSError) and error.strerror is not None and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    said = f"{type(error).__name__}: {error}"
+    if isinstance(error, MemoryError) or any(words in said for words in _NO_MEMORY):
+        return (
+            f"there is too little memory ({said}); a smaller --batch, if there is one, takes less"
+        )
     # A KeyError or an IndexError is a LookupError too, but no answer.
     if isinstance(error, (OSError, ValueError, ImportError)) or type(error) is LookupError:
         return str(error)
