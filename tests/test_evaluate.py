@@ -180,6 +180,21 @@ def test_errors_are_drawn():
     np.testing.assert_allclose(across, range(4))
 
 
+def test_reader_that_has_left(place):
+    """The numbers are written also where nobody reads the table, as in `evaluate | head -1`."""
+    end, start = os.pipe()
+    os.close(end)
+    words = ["run", "--data", "data.npz", "--images", "4", "--terms", "2", "--variance", "small"]
+    words += ["--json", "left.json", "--plot", "left.png"]
+    ran = subprocess.run(
+        [COMMAND, "evaluate", *words], cwd=place, stdout=start, stderr=subprocess.DEVNULL
+    )
+    os.close(start)
+    assert ran.returncode == 141  # 128 + SIGPIPE
+    assert json.loads((place / "left.json").read_text())["images"] == 4
+    assert (place / "left.png").exists()
+
+
 def test_splits(place):
     """`test` is t10k; where the data has no splits the numbers name none."""
     folder = place / "idx"

@@ -6,6 +6,7 @@ import json
 import math
 import sys
 from importlib.metadata import EntryPoint
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -63,6 +64,16 @@ def test_command_passes(tmp_path, capsys, monkeypatch):
     assert found["environment"]["library"] == f"numpy {np.__version__}"
     assert [check["verdict"] for check in found["checks"]] == ["ok", "ok", "not applicable"]
     assert found["checks"][1]["allowed"] == 4 * np.finfo(np.float64).eps
+
+
+def test_reader_that_has_left(tmp_path, monkeypatch):
+    """The JSON is written also where nobody reads the table."""
+    some(monkeypatch, "lincomb")
+    monkeypatch.setattr(verify, "_show", mock.Mock(side_effect=BrokenPipeError))
+    path = tmp_path / "found.json"
+    with pytest.raises(BrokenPipeError):
+        app.run(["verify", "--backend", "numpy", "--json", str(path)])
+    assert [check["check"] for check in json.loads(path.read_text())["checks"]] == ["lincomb"]
 
 
 def test_command_fails(capsys, monkeypatch, register):

@@ -127,12 +127,14 @@ def evaluate(
         "images": total, "terms": terms or count - 1, "steps": count, "variance": variance,
         "labelled": labelled, "seed": seed, **report(result, levels, found.images[0].size),
     }  # fmt: skip
-    _show(numbers)
-    if json_path is not None:
-        text = json.dumps(numbers, indent=2, allow_nan=False)
-        write_whole(json_path, (text + "\n").encode())
-    if plot is not None:
-        write_whole(plot, draw_curve(numbers))
+    try:
+        _show(numbers)
+    finally:  # whoever read the table may have left
+        if json_path is not None:
+            text = json.dumps(numbers, indent=2, allow_nan=False)
+            write_whole(json_path, (text + "\n").encode())
+        if plot is not None:
+            write_whole(plot, draw_curve(numbers))
 
 
 def _show(numbers: dict[str, Any]) -> None:

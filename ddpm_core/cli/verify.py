@@ -56,11 +56,13 @@ def verify(
     with Console(stderr=True).status("") as status:
         for line in examined(on, status.update):
             lines.append(line)
-    _show(console, lines)
-    if json_path is not None:
-        checks = [line._asdict() | {"largest": _number(line.largest)} for line in lines]
-        text = json.dumps({"environment": about, "checks": checks}, indent=2, allow_nan=False)
-        write_whole(json_path, (text + "\n").encode())
+    try:
+        _show(console, lines)
+    finally:  # whoever read the table may have left
+        if json_path is not None:
+            checks = [line._asdict() | {"largest": _number(line.largest)} for line in lines]
+            text = json.dumps({"environment": about, "checks": checks}, indent=2, allow_nan=False)
+            write_whole(json_path, (text + "\n").encode())
     return int(any(line.verdict == "failed" for line in lines))
 
 
