@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
+import math
 import os
 import re
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -15,7 +20,8 @@ import pytest
 from command import executable, fails, pixels, run
 
 import ddpm_core as ddpm
-from ddpm_core.checkpoints import load
+from ddpm_core.checkpoints import load, save
+from ddpm_core.checkpoints.files import TEMPORARY
 from ddpm_core.cli import main, runs
 
 pytest_plugins = "command_fixtures"
@@ -129,9 +135,13 @@ BAD_TRAININGS = {
     "size 0": (["--size", 0], "--size must be at least 1, but is 0"),
     "size 7": (
         ["--size", 7],
-        "images of 7 x 7 pixels, but 2 --widths need multiples of 2: pass --size 6 or 8, or fewer",
+        "images of 7 x 7 pixels, but 2 --widths need multiples of 2: pass fewer --widths, or",
     ),
-    "size 1": (["--size", 1], "pass --size 2 or 4"),
+    "size 1": (["--size", 1], "or for a folder of pictures a --size, such as 2"),
+    "size of no pictures": (
+        ["--data", "a.npz", "--size", 8],
+        "a.npz has images of 4 x 4 pixels: --size 8 is for folders of pictures, which it resizes",
+    ),
     "batch": (["--batch", 9], "--batch must be at most 8, the number of images, but is 9"),
     "batch 0": (["--batch", 0], "--batch must be an integer of at least 1, but is 0"),
     "lr": (["--lr", 0], "--lr must be above 0 and finite, but is 0.0"),
@@ -161,6 +171,7 @@ def test_bad_training(here, photos, capsys, arguments, message):
     Path("empty").mkdir()
     Path("broken").mkdir()
     Path("broken/a.png").write_bytes(b"not a picture")
+    np.savez("a.npz", images=np.zeros((4, 4, 4), np.uint8))
     options = ["--data", photos, "--out", "run", "--size", 8, *SMALL, "--steps", 2, *arguments]
     assert message in fails(capsys, "train", *options)
     assert not Path("run").exists()
@@ -273,6 +284,15 @@ def test_killed_process(here, started, through, capsys):
     assert files("run") == through
 
 
+def test_folder_of_another_command(here, started):
+    """A folder that `convert` is writing, or left half-written, is in the way of no run."""
+    folder = Path(f"run/{TEMPORARY}0011")
+    folder.mkdir(parents=True)
+    run(*started, "--steps", 1)
+    assert folder.is_dir()
+    assert load("run").notes["step"] == 1
+
+
 @pytest.fixture
 def finished(here, through) -> None:
     """The run of `through`, in ./run."""
@@ -282,7 +302,7 @@ def finished(here, through) -> None:
 
 
 @pytest.mark.parametrize("lost", ["model.safetensors", "samples.png"])
-@pytest.mark.parametrize("how", ["missing", "older", "broken"])
+@pytest.mark.parametrize("how", ["missing", "older", "broken", "odd"])
 def test_finished_run_is_refreshed(finished, started, through, capsys, lost, how):
     """Resuming a finished run writes what is missing or old, says so, and changes nothing else."""
     path = Path("run", lost)
@@ -291,6 +311,17 @@ def test_finished_run_is_refreshed(finished, started, through, capsys, lost, how
         Path("other", lost).replace(path)
     elif how == "broken":
         path.write_bytes(b"")
+    elif how == "odd" and lost == "samples.png":  # Pillow refuses so many pixels
+        image = zlib.compress(bytes(10))
+        head = struct.pack(">2I5B", 10**5, 10**5, 8, 0, 0, 0, 0)
+        chunks = ((b"IHDR", head), (b"IDAT", image))
+        parts = [
+            struct.pack(">I", len(d)) + n + d + struct.pack(">I", zlib.crc32(n + d))
+            for n, d in chunks
+        ]
+        path.write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    elif how == "odd":
+        save(path, dataclasses.replace(load(path), notes={"step": math.inf}))
     else:
         path.unlink()
     capsys.readouterr()
@@ -312,7 +343,9 @@ def test_other_options(here, started, through, capsys):
     """Resuming with other options names each, with both values; the learning rate may change."""
     run(*started, "--steps", 2)
     other = ["--widths", "8,16", "--batch", 3, "--learn-variance", "--predicts", "v", "--T", 5]
+    other += ["--precision", "bfloat16"]
     said = fails(capsys, *started, "--steps", 6, "--resume", *other)
+    assert "--precision was float32 and is bfloat16" in said
     assert "--widths was 8,8 and is 8,16" in said
     assert "--batch was 4 and is 3" in said
     assert "--learn-variance was 1 and is 2" in said
@@ -419,6 +452,17 @@ def test_one_trainer_a_folder(here, started, capsys):
     Path("run/.lock").write_text("1")  # of a process that was killed
     run(*started, "--steps", 1)
     assert ".lock" not in files("run")
+
+
+def test_no_locks(here, started, capsys, monkeypatch):
+    """A file system without locks is named as such; no other process is blamed."""
+
+    def refuse(file):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(runs, "_lock", refuse)
+    said = fails(capsys, *started, "--steps", 1)
+    assert "run/.lock: cannot be locked on this file system (No locks available)" in said
 
 
 def test_lock_that_vanishes(here, monkeypatch):

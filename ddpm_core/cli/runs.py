@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import signal
@@ -140,7 +141,8 @@ class Run:
     def sweep(self) -> None:
         """Removes the temporary files of writes that a kill cut short."""
         for left in self.folder.glob(f"{TEMPORARY}*"):
-            left.unlink()
+            if not left.is_dir():  # a folder is of `convert`, which may be at work
+                left.unlink()
 
     def refresh(self, plan: Plan) -> list[str]:
         """Writes what is missing or not of the state's step; returns the names of those files."""
@@ -177,7 +179,7 @@ def _step_of_model(path: Path) -> int:
     """The step that a model is of, or -1 if no step can be read there."""
     try:
         return int(load(path).notes.get("step", -1))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, OverflowError):
         return -1
 
 
@@ -188,7 +190,7 @@ def _step_of_picture(path: Path) -> int:
     try:
         with Image.open(path, formats=["PNG"]) as picture:
             return int(picture.info.get("step", -1))
-    except (OSError, ValueError, SyntaxError):
+    except Exception:  # whatever Pillow meets
         return -1
 
 
@@ -203,9 +205,12 @@ def locked(folder: Path) -> Generator[None]:
         file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
             _lock(file)
-        except OSError:
+        except OSError as error:
             pid = os.read(file, 20).decode(errors="replace").strip()
             os.close(file)
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                why = f"cannot be locked on this file system ({error.strerror}); pass another --out"
+                raise OSError(error.errno, why, str(path)) from None
             raise ValueError(
                 f"{folder} is in use by process {pid or 'another'}: wait for it, or pass another "
                 f"--out"

@@ -52,7 +52,7 @@ def train(
     ] = "auto",
     seed: Annotated[int, _run(help="The same seed and options give the same model.")] = 0,
     size: Annotated[
-        int | None, _data(help="Crop pictures to squares and resize them to it.")
+        int | None, _data(help="Crop the pictures of a folder to squares and resize them to it.")
     ] = None,
     unlabelled: Annotated[
         bool, _data("--unlabelled", help="Ignore the classes of the data.")
@@ -108,7 +108,7 @@ def train(
         found = datasets.Images(found.images, None, ())
     channels, *pixels = found.images.shape[1:]
     each = _integers("--widths", widths)
-    _check_size(data, pixels, len(each))
+    _check_size(data, pixels, len(each), size)
     try:
         from ddpm_core_torch.training import Recipe, Trainer
     except ModuleNotFoundError as error:
@@ -178,7 +178,7 @@ def _resume(run: Run, plan: Plan) -> None:
         run.trainer.resume(run.state)
     except OtherRunError as error:
         told = "; ".join(
-            f"{_option(name)} was {_shown(old)} and is {_shown(new)}"
+            f"{_option(name)} was {_shown(name, old)} and is {_shown(name, new)}"
             for name, (old, new) in error.differences.items()
         )
         raise ValueError(
@@ -263,20 +263,21 @@ def _groups(groups: int | None, widths: tuple[int, ...]) -> int:
         return fit[-1] if fit else 1
     if groups > 0 and common % groups:
         raise ValueError(
-            f"--groups must divide the --widths {_shown([*widths])}, but is {groups}; "
+            f"--groups must divide the --widths {','.join(map(str, widths))}, but is {groups}; "
             f"{', '.join(str(n) for n in fit)} do"
         )
     return groups
 
 
-def _check_size(data: Path, pixels: list[int], resolutions: int) -> None:
+def _check_size(data: Path, pixels: list[int], resolutions: int, size: int | None) -> None:
+    about = f"{data} has images of {' x '.join(str(n) for n in pixels)} pixels"
+    if size is not None and any(n != size for n in pixels):
+        raise ValueError(f"{about}: --size {size} is for folders of pictures, which it resizes")
     factor = 2 ** max(resolutions - 1, 0)
     if any(n % factor for n in pixels):
-        size = max(min(pixels) // factor, 1) * factor
         raise ValueError(
-            f"{data} has images of {' x '.join(str(n) for n in pixels)} pixels, but {resolutions} "
-            f"--widths need multiples of {factor}: pass --size {size} or {size + factor}, or fewer "
-            f"--widths"
+            f"{about}, but {resolutions} --widths need multiples of {factor}: pass fewer --widths, "
+            f"or for a folder of pictures a --size, such as {-(-min(pixels) // factor) * factor}"
         )
 
 
@@ -297,5 +298,8 @@ def _option(name: str) -> str:
     return f"--{name.replace('_', '-')}" if known else name
 
 
-def _shown(value: Any) -> str:
+def _shown(name: str, value: Any) -> str:
+    """An argument of the network or the recipe, as its option takes it."""
+    if name == "bfloat16":
+        return "bfloat16" if value else "float32"
     return ",".join(map(str, cast(list[int], value))) if isinstance(value, list) else str(value)
