@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import io
+import re
 import struct
 import zipfile
 from pathlib import Path
@@ -165,6 +166,20 @@ def test_16_bit_pictures(tmp_path):
     picture(tmp_path / "b.tif", grey.astype(np.int32))
     for found in read(tmp_path).images:
         np.testing.assert_array_equal(found[0], [[0, 100, 255], [0, 1, 1]])
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (np.float32([[0, 0.5, 1]]), "floats, whose white is unknown: save it with 8 bits"),
+        (np.int32([[0, 1, 65536]]), "0 .. 65536 is no range of 16 bits"),
+        (np.int32([[-1, 1, 2]]), "-1 .. 2 is no range of 16 bits"),
+    ],
+)
+def test_pictures_of_other_ranges(tmp_path, values, message):
+    """Pixels whose black and white are not known are refused; never clipped to one colour."""
+    picture(tmp_path / "a.tif", values)
+    refused(tmp_path, re.escape(message))
 
 
 def test_sub_folders_are_classes(tmp_path):

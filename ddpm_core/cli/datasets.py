@@ -355,12 +355,15 @@ def _read_picture(path: Path, size: int | None) -> Array:
             raise ValueError(
                 f"{opened.width} x {opened.height} pixels, of which {PIXELS:,} are the most"
             )
-        grey = opened.mode in ("1", "L", "LA", "La", "F") or opened.mode.startswith("I")
+        grey = opened.mode in ("1", "L", "LA", "La") or opened.mode.startswith("I")
         picture: Image.Image = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-            picture = Image.fromarray(
-                np.rint(np.asarray(picture).clip(0, 65535) / 257).astype(np.uint8)
-            )
+            values = np.asarray(picture)
+            if values.min() < 0 or values.max() > 65535:
+                raise ValueError(f"{values.min()} .. {values.max()} is no range of 16 bits")
+            picture = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        if picture.mode == "F":  # which may lie in 0 .. 1, or in 0 .. 255
+            raise ValueError("its pixels are floats, whose white is unknown: save it with 8 bits")
         if "A" in picture.getbands() or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
