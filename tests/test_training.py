@@ -427,6 +427,10 @@ WRONG_DATA = {
     "grey without a channel": ({"images": IMAGES[:, 0]}, r"uint8 \(N, C, H, W\).*\(10, 4, 6\)"),
     "channels": ({"images": IMAGES.repeat(3, 1)}, "images have 3 channels, but config has"),
     "no classes": ({"classes": None}, "config has classes = 2, but classes is None"),
+    "classes of none": (
+        {"classes": CLASSES * 0 - 1, "config": dataclasses.replace(CONFIG, classes=0)},
+        "config has classes = 0, so classes must be None",
+    ),
     "few classes": ({"classes": CLASSES[:9]}, "classes must be 10 integers"),
     "float classes": ({"classes": CLASSES * 1.0}, "classes must be 10 integers"),
     "classes": ({"classes": CLASSES + 1}, r"classes must lie within -1 .. 1.* are 1 .. 2"),

@@ -333,6 +333,8 @@ def _check_data(images: np.ndarray, classes: np.ndarray | None, config: UNetConf
         if config.classes:
             raise ValueError(f"config has classes = {config.classes}, but classes is None")
         return
+    if config.classes == 0:
+        raise ValueError("config has classes = 0, so classes must be None")
     if classes.shape != (len(images),) or not np.issubdtype(classes.dtype, np.integer):
         raise ValueError(
             f"classes must be {len(images)} integers, one for each image, but are {classes.dtype} "
