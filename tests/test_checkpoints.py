@@ -308,6 +308,25 @@ def test_cannot_be_described(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"size": (5, 6)}, "2 resolutions cannot halve"),
+        ({"size": (4.0, 6)}, "size must be an integer"),
+        ({"labels": ("cat",)}, "labels are 1 names for 3 classes"),
+        ({"timestep_scale": math.nan}, "timestep_scale must be a finite number"),
+        ({"unconditional": 1}, "unconditional must be true or false"),
+    ],
+)
+def test_what_load_would_refuse_is_not_saved(tmp_path, change, message):
+    """A trained network is not lost in a file that nothing reads."""
+    with pytest.raises(ValueError, match=message):
+        save(tmp_path / "c.safetensors", tiny(**change))
+    with pytest.raises(ValueError, match="dtype must be one of float32, float16"):
+        save(tmp_path / "c.safetensors", tiny(), dtype="int8")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize(("drop", "unconditional"), [("0", False), ("0.5", True)])
 def test_training_says_whether_it_dropped_labels(tmp_path, drop, unconditional):
