@@ -402,10 +402,11 @@ elements for {len(counts)} of the 1000 step counts at T = 1000: {", ".join(map(s
 
 {fill(named(affected) + ".", 100)}
 
-What has a table indexes it by -1, which is ᾱ_T: `DDIMScheduler`'s last step divides the network's
-error by sqrt(ᾱ_T), {LINEAR(1000).alpha:.5f} on the linear schedule. With the exact denoiser of
+Schedulers that look ᾱ up in a table find ᾱ_T at index -1: `DDIMScheduler`'s last step divides
+the network's error by sqrt(ᾱ_T), {LINEAR(1000).alpha:.5f} on the linear schedule. With the exact denoiser of
 N(0, 0.25) it draws a variance of {ddpm.law(good, NORMAL).variances[0]:.3f} in 60 steps, and of
-{ddpm.law(bad, NORMAL).variances[0]:.0e} in 61. What interpolates sigmas makes a call more, labelled -1.
+{ddpm.law(bad, NORMAL).variances[0]:.0e} in 61.
+Schedulers that interpolate sigmas make one call more, at timestep -1.
 
 To avoid it: check `len(scheduler.timesteps) == S`, or take a step count that divides T.
 """
@@ -680,8 +681,8 @@ def churn() -> str:
 ### 9. `s_churn` adds noise of which the network is not told
 
 `EulerDiscreteScheduler.step`, `EDMEulerScheduler.step`: in Karras et al. 2022, Algorithm 2, noise is
-added, and then the network is called. Here `step` adds it to a sample for which the network was
-called before, and which goes on with that output. What is added at the last step stays:
+added, and then the network is called. Here `step` adds it after the call, and goes on with the
+network's output for the sample without it. What is added at the last step stays:
 
 | steps | `s_churn` | noise in the sample | variance of N(0, 0.25) |
 |---|---|---|---|
@@ -869,8 +870,9 @@ with torch.inference_mode():
 assert torch.allclose(ours, theirs, atol=1e-3)
 ```
 
-**Timesteps.** Theirs are 0 .. T - 1, and ours 1 .. T, where 0 is clean data. Spacings of one name visit
-other times in some schedulers, DPMSolverMultistep among them, so take the times from the scheduler:
+**Timesteps.** Theirs are 0 .. T - 1, and ours 1 .. T, where 0 is clean data. Spacings of the same name
+visit different times in some schedulers, such as DPMSolverMultistep, so take the times from the
+scheduler:
 
 ```python
 import torch, ddpm_core as ddpm
@@ -922,8 +924,8 @@ true one where a term of the error happens to be small.
 Numbers are of the sections below. The rest are choices, not errors:
 
 - a. Where it ends at clean data, the last step extrapolates eps from four readings; here it takes x_0
-  as it is read. Compared to where there is noise left, and LMS, which always ends so, without the
-  last point.
+  as it is read. Compared on the levels with noise; LMS, which always ends at clean data, without
+  its last point.
 - b. Compared on the levels that it computes with; see 12.
 - c. Steps are made of two or three of its timesteps. Compared where those are even in log-SNR.
 - d. With `solver_type="midpoint"`, the stage at two thirds takes h / 2 for a mean of the exponential
@@ -934,7 +936,7 @@ Numbers are of the sections below. The rest are choices, not errors:
   `sa_solver` takes the moment. At tau = 0 it equals `unipc_3` with bh1.
 
 UniPC, DEIS, SASolver and DPMSolverMultistep are compared with `lower_order_final=False`. PNDM without
-`skip_prk_steps` starts by Runge-Kutta steps that have no solver here, nor have KDPM2Ancestral and
+`skip_prk_steps` starts by Runge-Kutta steps that have no solver here; neither have KDPM2Ancestral and
 DPMSolverSDE. `init_noise_sigma` of the sigma-space schedulers makes x_T N(0, σ_T²) with `linspace` and
 `trailing`, where σ_T² is {sigma:.6f}.
 

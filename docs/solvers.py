@@ -41,8 +41,9 @@ PANELS = {
 
 REASONS = """\
 - `plms` and `ipndm` use the coefficients of equal steps in σ / α, and no grid in use has those: order 2 at any number of readings.
-- The order of `sde_dpmpp_3m`, `sa_solver` and `er_sde` is 2, not the degree of their polynomial plus one: it goes through readings at
-  noisy points, whose spread around the mean path is of the order of the step. `er_sde` adds little noise, and shows more at these steps.
+- The order of `sde_dpmpp_3m`, `sa_solver` and `er_sde` is 2, not the degree of their polynomial plus one: the polynomial goes through
+  readings at noisy points, whose spread around the mean path is of the order of the step. `er_sde` adds little noise, and measures higher
+  at these steps.
 - `edm_stochastic` and `restart` are `heun` between exact additions of noise. The churn of `edm_stochastic` is cut off at few steps.
 - `lms` starts with a step of order 1. It hardly shows here, and dominates at very many steps: the slope is 3.6 at 2560.
 - `sa_solver` without noise is an Adams predictor and corrector; with three past readings in each its order is 4."""

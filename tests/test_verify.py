@@ -96,7 +96,7 @@ def test_command_fails(capsys, monkeypatch, register):
 def test_no_permission(monkeypatch, tmp_path):
     """A folder that cannot be written to is found out before the work."""
     monkeypatch.setattr("os.access", lambda path, mode: False)
-    with pytest.raises(PermissionError, match=r"is not ours to write found\.json in"):
+    with pytest.raises(PermissionError, match=r"does not let us write found\.json in it"):
         app.run(["verify", "--backend", "numpy", "--json", str(tmp_path / "found.json")])
 
 

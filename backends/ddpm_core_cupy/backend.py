@@ -117,7 +117,7 @@ class CuPy(Backend):
         return kernels.lincomb(len(kept), dtype.name)(*(a for term in kept for a in term))
 
     def noise(self, seed: int) -> Callable[[int, tuple[int, ...]], Array]:
-        """Of CuPy's Philox, whose key has 32 bits: of a million draws, some hundred are twins.
+        """CuPy's Philox, whose key has 32 bits: among a million draws, about 100 pairs are equal.
 
         Each call makes the generator anew, which no graph can capture: within `compile` use
         `portable_noise`.

@@ -28,8 +28,8 @@ def graphed(f: Callable[..., Any]) -> Callable[..., Any]:
 
     Arguments and results are arrays of CuPy, alone or in tuples, lists and dicts, or anything
     hashable. A number that is no array is a constant of the graph, so that a call with another is
-    captured anew: what changes at every call is better an array. The same holds for whatever f
-    reads from elsewhere, which is as it was when the graph was captured.
+    captured anew: what changes at every call is better an array. Whatever else f reads stays as it
+    was when the graph was captured.
 
     f must not wait for the GPU, copy to or from it, or multiply matrices by CuPy's own calls, which
     raise; `ddpm_core_cupy.matmul` can be captured. f is called twice: the first time compiles

@@ -91,8 +91,8 @@ class Normal:
 class JAX(Backend):
     """JAX, on any of its devices.
 
-    device: "cpu", "cuda" or "gpu", "tpu", the second of them "cuda:1", or a `jax.Device`; None is
-        JAX's default, and leaves arrays free to follow those that they meet
+    device: "cpu", "cuda" or "gpu", or "tpu"; "cuda:1" for the second GPU; or a `jax.Device`. None
+        is JAX's default: arrays then follow those on a chosen device, where the two are combined
     dtype: "float32", "bfloat16", "float64"
     """
 

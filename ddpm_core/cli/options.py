@@ -18,10 +18,10 @@ Device: TypeAlias = Annotated[
 ]
 
 DATA = (
-    "A folder of IDX files as MNIST has them, or one such file of images; a folder of pictures; or "
-    "an .npz or .npy of uint8 images. Sub-folders of pictures are classes, unless a picture lies "
-    "outside of them; transparency is laid on white, and of a GIF the first frame is read. The "
-    "classes of IDX files are called by the lines of a labels.txt beside them, or by number."
+    "A folder of IDX files, such as MNIST's, or one IDX file of images; a folder of pictures; or "
+    "an .npz or .npy of uint8 images. Each sub-folder of pictures is a class, unless some picture "
+    "is in no sub-folder. Transparent pixels are laid on white; of a GIF the first frame is read. "
+    "A labels.txt beside IDX files names their classes, one a line; else they are numbers."
 )
 
 

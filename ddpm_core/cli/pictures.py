@@ -48,7 +48,7 @@ def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, in
 
 
 def check_place(path: Path, *suffixes: str) -> None:
-    """Whether a picture could be written there: found out before the work, not after it."""
+    """OSError or ValueError if a file cannot be written there: before the work, not after it."""
     if path.suffix.lower() not in suffixes:
         raise ValueError(f"{path} must end in {' or '.join(suffixes)}")
     if path.is_dir():
@@ -56,7 +56,7 @@ def check_place(path: Path, *suffixes: str) -> None:
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} in")
     if not os.access(path.parent, os.W_OK):
-        raise PermissionError(f"{path.parent} is not ours to write {path.name} in")
+        raise PermissionError(f"{path.parent} does not let us write {path.name} in it")
 
 
 def write_png(

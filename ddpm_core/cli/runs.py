@@ -198,7 +198,7 @@ def _step_of_picture(path: Path) -> int:
 def locked(folder: Path) -> Generator[None]:
     """Keeps a folder for this process; ValueError that names the one which has it.
 
-    The lock is the system's, on a file that is open, and ends with the process however that ends.
+    The system holds the lock while the file is open: it ends with the process, however that ends.
     """
     path = folder / ".lock"
     while True:
@@ -231,9 +231,9 @@ def locked(folder: Path) -> Generator[None]:
 
 @contextmanager
 def _signals() -> Generator[list[int]]:
-    """Collects the first SIGINT, SIGTERM or SIGHUP; a second one does what it did before.
+    """Collects the first SIGINT, SIGTERM or SIGHUP; a second one acts as if this were not here.
 
-    What is ignored, as SIGHUP under nohup, stays so.
+    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
     """
     caught: list[int] = []
     before: dict[int, object] = {}

@@ -39,7 +39,7 @@ def train(
         _data(help=DATA),
     ],
     out: Annotated[Path, _run(help="The folder of the run.")],
-    steps: Annotated[int, _run(help="Steps in all, with those before --resume.")] = 10_000,
+    steps: Annotated[int, _run(help="Steps in all, including those before --resume.")] = 10_000,
     resume: Annotated[
         bool,
         _run("--resume", help="Go on with the run in OUT, with its options; --lr may change."),
@@ -68,11 +68,15 @@ def train(
     blocks: Annotated[int, _network(help="Residual blocks per resolution.")] = 2,
     attention: Annotated[
         str | None,
-        _network(help="Resolutions with attention, by index (default: 1, if there are two)."),
+        _network(
+            help="Indices into --widths where there is attention (default: 1, if there are two)."
+        ),
     ] = None,
     groups: Annotated[
         int | None,
-        _network(help="Groups of the norms; divides all widths (default: the most up to 32)."),
+        _network(
+            help="Groups of the norms; they divide all widths (default: the most that do, to 32)."
+        ),
     ] = None,
     dropout: Annotated[float, _network(help="Its rate in every residual block.")] = 0.0,
     schedule: Annotated[str, _diffusion(help=f"One of {', '.join(SCHEDULES)}.")] = "linear",

@@ -50,8 +50,9 @@ SAMPLERS = (
 )  # fmt: skip
 
 #: Small networks, which differ in every switch: Ho et al. 2020, Nichol & Dhariwal 2021 with a
-#: learned variance, Dhariwal & Nichol 2021 with classes. The second would show a lost eps; the
-#: third, at SIZE, is wide enough for every form of our convolutions, and its tiles are cut.
+#: learned variance, a wide one, Dhariwal & Nichol 2021 with classes. The second shows whether eps
+#: is used; the third is wide enough for every form of our convolutions, at a SIZE that is no
+#: multiple of their tiles.
 NETWORKS = (
     UNetConfig(widths=(16, 32), blocks=1, attention=(0,), groups=8),
     UNetConfig(
