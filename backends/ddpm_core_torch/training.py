@@ -68,7 +68,8 @@ class Recipe:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, but is {value}")
         ranges = {
-            "lr": (0 < self.lr < math.inf, "above 0 and finite"),
+            # Adam divides it by 0.1 in float32.
+            "lr": (0 < self.lr <= 1e30, "above 0 and at most 1e30"),
             "ema": (0 <= self.ema < 1, "at least 0 and below 1"),
             "clip": (self.clip > 0, "above 0"),
             "dropout": (0 <= self.dropout < 1, "at least 0 and below 1"),
@@ -306,6 +307,7 @@ class Trainer:
         """What a state must agree with to be resumed, as JSON gives it back."""
         about = dataclasses.asdict(self.recipe) | dataclasses.asdict(self.net.config)
         del about["lr"]
+        about["learn_variance"] = about.pop("out_channels") != self.net.config.channels
         about["predicts"] = self.predict.predicts.__name__
         about["schedule"] = f"T = {self.schedule.T}, {_digest(repr(self.schedule.logsnr).encode())}"
         about["data"] = f"{' x '.join(str(n) for n in self.images.shape)}, {self._data}"

@@ -297,7 +297,7 @@ def _named_options() -> Generator[None]:
 
 def _option(name: str) -> str:
     """The option by which an argument of the network or the recipe is given, if there is one."""
-    name = {"out_channels": "learn_variance", "bfloat16": "precision"}.get(name, name)
+    name = "precision" if name == "bfloat16" else name
     known = name in inspect.signature(train).parameters
     return f"--{name.replace('_', '-')}" if known else name
 
@@ -306,4 +306,6 @@ def _shown(name: str, value: Any) -> str:
     """An argument of the network or the recipe, as its option takes it."""
     if name == "bfloat16":
         return "bfloat16" if value else "float32"
+    if name == "learn_variance":
+        return "on" if value else "off"
     return ",".join(map(str, cast(list[int], value))) if isinstance(value, list) else str(value)
