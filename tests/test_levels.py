@@ -136,6 +136,16 @@ def test_swapped_levels_are_named_whatever_their_numbers(kind):
     assert tau(t.map(kind), s.map(kind)) == pytest.approx(tau(t, s), rel=2 * FLOAT32)
 
 
+def test_no_noise_lies_between_a_level_and_itself():
+    """τ(t, t) = 0, which is no error; the swapped pair beside it is the one that is named."""
+    t = from_logsnr(2.0, 0.0)
+    assert tau(t, t) == 0
+    grid = from_logsnr(np.array([2.0, 1.0]), np.zeros(2))
+    assert np.array_equal(tau(grid, grid), [0, 0])
+    with pytest.raises(ValueError, match="log-SNR is 0 at s and 1 at t"):
+        tau(grid, from_logsnr(np.array([2.0, 0.0]), np.zeros(2)))
+
+
 X = np.ones((2, 3))
 TIME = linear()(500)
 DENOISE = ddpm.DatasetOracle(np.eye(3))
