@@ -55,7 +55,8 @@ def test_zero_takes_no_part():
     """A host coefficient of 0 costs nothing: 0 times inf does not appear."""
     bad, good = np.asarray([[math.inf, math.nan]]), np.ones((1, 2))
     np.testing.assert_array_equal(combine((0.0, bad), (2.0, good)), 2 * good)
-    np.testing.assert_array_equal(combine((0, good), (0.0, good)), np.zeros((1, 2)))
+    for terms in ([(0, good), (0.0, good)], [(0.0, good)]):
+        np.testing.assert_array_equal(combine(*terms), np.zeros((1, 2)))
 
 
 def test_pairs_must_match():
