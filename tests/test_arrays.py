@@ -75,7 +75,9 @@ def test_pairs_must_match():
 )
 def test_half_precision_is_widened(given_, wide):
     """Half precision is computed in float32, and nothing else changes."""
-    assert widen(np, np.ones(2, given_)).dtype == wide
+    x = np.ones(2, given_)
+    assert widen(np, x).dtype == wide
+    assert (widen(np, x) is x) == (given_ == wide)
 
 
 @pytest.mark.parametrize("c", NUMBERS, ids=lambda c: type(c).__name__)

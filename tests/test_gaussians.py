@@ -55,7 +55,7 @@ def test_log_prob_is_scipys(pair):
 
 @given(gaussians(), st.integers(0, 99))
 def test_density_of_a_draw(gaussian, seed):
-    """log N(mean + sqrt(var) z) = -½ Σ (z² + log 2π var): `sample` is of what `log_prob` says."""
+    """log N(mean + sqrt(var) z) = -½ Σ (z² + log 2π var): a draw is of what `log_prob` says."""
     z = np.random.default_rng(seed).standard_normal(gaussian.mean.shape)
     x = gaussian.reparameterise(z)
     var = np.broadcast_to(fit(gaussian.var, x), x.shape)
@@ -64,6 +64,13 @@ def test_density_of_a_draw(gaussian, seed):
     # x - mean gives back sqrt(var) z to a rounding of x, which may be 20 times sqrt(var).
     lost = EPS * (np.abs(x) / np.sqrt(var) + 8) * (1 + z**2)
     assert np.all(np.abs(log_prob(gaussian, x) - wanted) <= 8 * lost.sum(axes))
+
+
+def test_a_draw_is_z_scaled_and_shifted():
+    """mean + sqrt(var) z, with one variance for all samples or one for each."""
+    mean, z = np.array([[1.0], [2.0]]), np.array([[3.0], [-1.0]])
+    assert np.array_equal(Gaussian(mean, 4.0).reparameterise(z), [[7.0], [0.0]])
+    assert np.array_equal(Gaussian(mean, np.array([4.0, 9.0])).reparameterise(z), [[7.0], [-1.0]])
 
 
 @given(means, variances)
