@@ -129,6 +129,17 @@ def test_npz_bomb(tmp_path, monkeypatch):
     refused(tmp_path / "a.npz", "claims 4,194,432 bytes of data in")
 
 
+@pytest.mark.parametrize("shape", [(3 << 20, 64, 64), (3, 4, 6)])
+def test_npy_claims(tmp_path, shape):
+    """So is an array whose header claims another size than follows it, more or less."""
+    data = npy(f"{{'descr': '|u1', 'fortran_order': False, 'shape': {shape}, }}\n", bytes(73))
+    (tmp_path / "a.npy").write_bytes(data)
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("images.npy", data)
+    for name in ("a.npy", "a.npz"):
+        refused(tmp_path / name, f"its header says uint8 .*, but it has {len(data)} bytes")
+
+
 def test_npz_oddities(tmp_path):
     """Encrypted members and unknown compressions are said for what they are."""
     whole = io.BytesIO()

@@ -412,7 +412,7 @@ def test_class_for_unconditional_network():
         ({"attention": (4,)}, r"indices into the 4 widths, but is \(4,\)"),
         ({"attention": (-1,)}, "indices into the 4 widths"),
         ({"blocks": 0}, "blocks must be at least 1, but is 0"),
-        ({"blocks": 10**6}, "blocks must be at most 100, but is 1000000"),
+        ({"blocks": 101}, "blocks must be at most 100, but is 101"),
         ({"channels": 0}, "channels must be at least 1"),
         ({"groups": 0}, "groups must be at least 1"),
         ({"classes": -1}, "classes must be at least 0, but is -1"),
