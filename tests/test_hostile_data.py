@@ -55,7 +55,7 @@ def npy(text: str, data: bytes = b"", version: int = 1) -> bytes:
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
 @pytest.mark.parametrize("linked", [False, True])
 @pytest.mark.parametrize("name", ["a.png", "a.npy", "a.npz", *TRAIN, "labels.txt"])
-def test_fifos_are_not_opened(tmp_path, name, linked):
+def test_fifos_are_not_opened(tmp_path, monkeypatch, name, linked):
     """A FIFO with the name of data, or a link to one, is refused and not waited for."""
     folder = tmp_path / "data"
     folder.mkdir()
@@ -66,6 +66,13 @@ def test_fifos_are_not_opened(tmp_path, name, linked):
     os.mkfifo(pipe)
     if linked:
         (folder / name).symlink_to(pipe)
+    whole = Path.open
+
+    def opened(path: Path, mode: str):
+        assert path.is_file()  # so that the test fails, and does not wait either
+        return whole(path, mode)
+
+    monkeypatch.setattr(Path, "open", opened)
     refused(folder / name if name.startswith("a.n") else folder, "is not a regular file")
 
 
