@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import json
 import os
+import pickle
 import random
 import resource
 import signal
@@ -137,6 +138,13 @@ def test_pickles_that_run_code(tmp_path, capfd):
     assert "is no file of tensors, or is truncated (it asks to run " in refused(path, capfd)
     torch.save({"a": Evil()}, path, _use_new_zipfile_serialization=False)
     assert "is no file of tensors, or is truncated (it asks to run " in refused(path, capfd)
+
+
+def test_pickles_of_another_protocol(tmp_path, capfd):
+    """torch warns of them, and advises to read them unsafely: neither is passed on."""
+    path = tmp_path / "model.pt"
+    path.write_bytes(pickle.dumps({"a": "b"}, protocol=4))
+    assert "no file of tensors, or is truncated (UnpicklingError)" in refused(path, capfd)
 
 
 def test_legacy_file_of_torch(tmp_path):
