@@ -263,9 +263,7 @@ def test_wrong_tensors(saved, tmp_path):
 def test_unknown_metadata(saved, tmp_path, change, message):
     """Metadata of a wrong type, out of range or unknown is refused by its name, never guessed."""
     path = with_metadata(tmp_path / "m.safetensors", good_metadata(saved) | change)
-    with pytest.raises(
-        ValueError, match=rf"m.safetensors has (metadata that cannot be read: .*)?{message}"
-    ):
+    with pytest.raises(ValueError, match=rf"m.safetensors (has |cannot be read: .*){message}"):
         load(path)
 
 
@@ -273,14 +271,14 @@ def test_unknown_metadata(saved, tmp_path, change, message):
 def test_missing_metadata(saved, tmp_path, name):
     about = good_metadata(saved)
     del about[name]
-    with pytest.raises(ValueError, match=f"cannot be read: it lacks {name}"):
+    with pytest.raises(ValueError, match=f"cannot be read: metadata lacks {name}"):
         load(with_metadata(tmp_path / "m.safetensors", about))
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", '{"config": {}}', "[" * 10**5, "1e4"])
 def test_metadata_is_no_object(tmp_path, text):
     """Metadata that is no JSON object, lacks a part, or is nested without end, is a ValueError."""
-    with pytest.raises(ValueError, match="metadata that cannot be read"):
+    with pytest.raises(ValueError, match="cannot be read"):
         load(with_metadata(tmp_path / "m.safetensors", text))
 
 

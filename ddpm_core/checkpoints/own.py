@@ -112,7 +112,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
 def read(what: str | Path, tensors: Mapping[str, Array], metadata: str) -> Checkpoint:
     """The checkpoint of a file of `save`, with that entry of its metadata."""
     try:
-        about = parse(metadata, "it")
+        about = parse(metadata, "metadata")
         config = UNetConfig(**_known(about.fields("config"), UNetConfig))
         labels = tuple(about.texts("labels"))
         if labels and len(labels) != config.classes:
@@ -133,7 +133,7 @@ def read(what: str | Path, tensors: Mapping[str, Array], metadata: str) -> Check
             unconditional=about.flag("unconditional", True),
         )
     except ValueError as error:
-        raise ValueError(f"{what} has metadata that cannot be read: {error}") from None
+        raise ValueError(f"{what} cannot be read: {error}") from None
     check_names(what, {n: t.shape for n, t in tensors.items()}, parameter_shapes(config))
     return checked(what, found)
 

@@ -41,6 +41,6 @@ def convert(
     (save if ours else save_diffusers)(target, checkpoint)
     count = sum(int(p.size) for p in checkpoint.params.values())
     typer.echo(
-        f"Wrote {target}: {count / 1e6:.1f} M parameters, {checkpoint.size[0]}x"
+        f"Wrote {target}: {count:,} parameters, {checkpoint.size[0]}x"
         f"{checkpoint.size[1]}, predicts {checkpoint.predicts}, {checkpoint.schedule!r}."
     )
