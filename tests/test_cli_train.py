@@ -153,7 +153,7 @@ BAD_TRAININGS = {
         ["--widths", "9"],
         "--groups must divide the --widths 9, but is 4; 1, 3, 9 do",
     ),
-    "no widths": (["--widths", ""], "--widths must"),
+    "no widths": (["--widths", ""], "--widths must be integers, such as 32,64,64, but is empty"),
     "attention": (["--attention", "2"], "--attention must name indices into the 2 widths"),
     "device": (["--device", "nowhere"], "--device nowhere: torch cannot use device 'nowhere'"),
     "no values": (["--device", "meta"], "--device meta: Cannot copy out of meta tensor"),
@@ -189,11 +189,12 @@ def test_several_processes(here, photos, capsys, monkeypatch):
     ("widths", "groups", "attention"), [("8", 8, ()), ("24,48", 24, (1,)), ("7,11", 1, (1,))]
 )
 def test_network_that_fits(here, photos, widths, groups, attention):
-    """By default the groups divide all widths, and a second resolution attends."""
-    options = ["--data", photos, "--out", "run", "--size", 8, "--blocks", 1, "--batch", 4]
+    """By default groups divide all widths, a second resolution attends, and few images suffice."""
+    options = ["--data", photos, "--out", "run", "--size", 8, "--blocks", 1]
     run("train", *options, "--widths", widths, "--steps", 1)
-    config = load("run/model.safetensors").config
-    assert (config.groups, config.attention) == (groups, attention)
+    trained = load("run/model.safetensors")
+    assert (trained.config.groups, trained.config.attention) == (groups, attention)
+    assert trained.notes["trained"] == "1 steps of 8"
 
 
 def test_no_mps(here, photos, capsys):

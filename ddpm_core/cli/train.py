@@ -42,7 +42,10 @@ def train(
     steps: Annotated[int, _run(help="Steps in all, including those before --resume.")] = 10_000,
     resume: Annotated[
         bool,
-        _run("--resume", help="Go on with the run in OUT, with its options; --lr may change."),
+        _run(
+            "--resume",
+            help="Go on with the run in OUT. Pass its options again; only --lr may change.",
+        ),
     ] = False,
     save_every: Annotated[int, _run(help="Steps between saved states.")] = 500,
     sample_every: Annotated[int, _run(help="Steps between pictures.")] = 1000,
@@ -85,7 +88,10 @@ def train(
     learn_variance: Annotated[
         bool, _diffusion("--learn-variance", help="Learn the variance too, for likelihood.")
     ] = False,
-    batch: Annotated[int, _optimisation(help="Images per step.")] = 128,
+    batch: Annotated[
+        int | None,
+        _optimisation(help="Images per step (default: 128, or all if there are fewer)."),
+    ] = None,
     lr: Annotated[float, _optimisation(help="Adam's learning rate.")] = 2e-4,
     warmup: Annotated[int, _optimisation(help="Steps in which the learning rate rises.")] = 500,
     ema: Annotated[float, _optimisation(help="Decay of the average of the weights.")] = 0.9995,
@@ -112,6 +118,8 @@ def train(
         found = datasets.Images(found.images, None, ())
     channels, *pixels = found.images.shape[1:]
     each = _integers("--widths", widths)
+    if not each:
+        raise ValueError("--widths must be integers, such as 32,64,64, but is empty")
     _check_size(data, pixels, len(each), size)
     try:
         from ddpm_core_torch.training import Recipe, Trainer
@@ -129,7 +137,7 @@ def train(
             classes=len(found.labels),
         )
         recipe = Recipe(
-            batch=batch,
+            batch=min(Recipe.batch, len(found.images)) if batch is None else batch,
             lr=lr,
             warmup=warmup,
             ema=ema,
