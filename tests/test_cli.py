@@ -55,8 +55,8 @@ def test_executable(tmp_path, model):
 
 @pytest.mark.needs("torch")
 def test_info(capsys, monkeypatch):
-    """`info` lists versions, the backends of this environment and the bundled models."""
-    monkeypatch.setenv("COLUMNS", "200")
+    """`info` lists versions, backends and bundled models, whole also on a narrow terminal."""
+    monkeypatch.setenv("COLUMNS", "40")
     run("info")
     shown = capsys.readouterr().out
     assert f"ddpm-core {ddpm.__version__}" in shown
@@ -235,6 +235,16 @@ def test_closed_pipe(tmp_path):
         ran = subprocess.run([COMMAND, *command], stdout=write, stderr=subprocess.PIPE, text=True)
         os.close(write)
         assert (ran.returncode, ran.stderr) == (141, "")
+
+
+def test_closed_output(tmp_path, model):
+    """Where stdout is closed, as by the shell's `>&-`, a command does its work without a word."""
+    options = "--model", model, "--grid", "1x1", "--steps", "1", "--out", tmp_path / "s.png"
+    ran = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", COMMAND, "sample", *options], stderr=subprocess.PIPE
+    )
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert pixels(tmp_path / "s.png").shape
 
 
 def test_progress_lines(monkeypatch, capsys):

@@ -43,7 +43,7 @@ def place(tmp_path_factory) -> Path:
 
 
 def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "40"}
     return subprocess.run(
         [COMMAND, "evaluate", *words], cwd=place, capture_output=True, text=True, env=environment
     )
@@ -222,6 +222,7 @@ def test_names_are_no_markup(place):
     ran = run(place, "run", "--data", name, *words)
     assert ran.returncode == 0, ran.stderr
     assert name in ran.stdout
+    assert ran.stdout.splitlines()[0].endswith("2 terms each")  # one line, however narrow
 
 
 @pytest.mark.parametrize(
@@ -231,7 +232,10 @@ def test_names_are_no_markup(place):
         (["nothing", "--data", "data.npz"], "no model 'nothing'"),
         (["run", "--data", "other.npz"], "the model's are (1, 4, 6)"),
         (["run", "--data", "data.npz", "--variance", "huge"], "no variance 'huge'"),
-        (["run", "--data", "data.npz", "--terms", "100"], "--terms must be at most 99"),
+        (
+            ["run", "--data", "data.npz", "--terms", "100"],
+            "--terms must be at most 99, one less than the levels, but is 100; pass --terms 0",
+        ),
         (["run", "--data", "data.npz", "--batch", "0"], "Invalid value for '--batch'"),
         (["run", "--data", "data.npz", "--seed", "-1"], "--seed must lie within 0"),
         (["run", "--data", "data.npz", "--split", "val"], "--split must be train or t10k (or test"),

@@ -59,7 +59,8 @@ def _run(arguments: list[str], shown: bool) -> int:
                 f"the command line needs {error.name}: pip install 'ddpm-core[cli]'"
             ) from error
         status = run(arguments)
-        sys.stdout.flush()
+        if sys.stdout is not None:  # pyright: ignore[reportUnnecessaryComparison]
+            sys.stdout.flush()
     except Terminated as stop:
         return _stopped(*stop.args)
     except KeyboardInterrupt:

@@ -10,13 +10,19 @@ from typing import Annotated, Any
 
 import numpy as np
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from ddpm_core.checkpoints import load
 from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import datasets
-from ddpm_core.cli.options import DATA, BackendName, Device, check_seed, open_backend
+from ddpm_core.cli.options import (
+    DATA,
+    BackendName,
+    Device,
+    check_seed,
+    open_backend,
+    wide_console,
+)
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.cli.rate import Run, report
 from ddpm_core.samplers import levels_of
@@ -100,7 +106,10 @@ def evaluate(
     count = steps or schedule.T
     levels = levels_of(schedule, count)
     if terms > count - 1:
-        raise ValueError(f"--terms must be at most {count - 1}, but is {terms}")
+        raise ValueError(
+            f"--terms must be at most {count - 1}, one less than the levels, but is {terms}; pass "
+            f"--terms 0 for all of them"
+        )
     has_classes = checkpoint.config.classes > 0
     if has_classes and not labelled and not getattr(checkpoint, "unconditional", True):
         raise ValueError("this model was never trained without a class: pass --labelled")
@@ -138,13 +147,14 @@ def evaluate(
 
 
 def _show(numbers: dict[str, Any]) -> None:
-    console = Console()
+    console = wide_console()
     given = " given their classes" if numbers["labelled"] else ""
     console.print(
         f"{numbers['model']} on {numbers['images']} images of {numbers['data']}{given}: "
         f"{numbers['variance']} variance, {numbers['steps']} levels, {numbers['terms']} terms each",
         highlight=False,
         markup=False,
+        soft_wrap=True,
     )
     parts = Table("bound", "bits/dim", "standard error", box=None, pad_edge=False)
     first = numbers["rate_distortion"][-1]["from"]

@@ -7,19 +7,19 @@ import platform
 
 import array_api_compat
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 import ddpm_core
 from ddpm_core.backends import backend, discover
 from ddpm_core.checkpoints import load
+from ddpm_core.cli.options import wide_console
 from ddpm_core.models import bundled
 
 
 def info() -> None:
     """Show versions, the bundled models, and the backends found."""
-    console = Console()
+    console = wide_console()
     console.print(
         f"ddpm-core {ddpm_core.__version__}, Python {platform.python_version()}, "
         f"numpy {np.__version__}, array-api-compat {array_api_compat.__version__}",

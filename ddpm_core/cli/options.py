@@ -6,6 +6,7 @@ from typing import Annotated, TypeAlias
 
 import numpy as np
 import typer
+from rich.console import Console
 
 from ddpm_core.backends import Backend, backend
 
@@ -29,6 +30,13 @@ def check_seed(seed: int) -> None:
     """ValueError unless 0 <= seed < 2^64."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"--seed must lie within 0 .. 2^64 - 1, but is {seed}")
+
+
+def wide_console() -> Console:
+    """The console of stdout, 80 columns wide at least: a table cut shorter could not be read."""
+    console = Console()
+    console.width = max(console.width, 80)
+    return console
 
 
 def open_backend(name: str, device: str | None) -> Backend:

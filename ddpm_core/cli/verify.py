@@ -15,7 +15,7 @@ from rich.text import Text
 
 from ddpm_core.backends import backend
 from ddpm_core.checkpoints.files import write_whole
-from ddpm_core.cli.options import Device
+from ddpm_core.cli.options import Device, wide_console
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.testing.backends import Line, environment, examined
 
@@ -50,7 +50,7 @@ def verify(
         on.to_numpy(on.asarray(0.0))
     except NotImplementedError:
         raise ValueError(f"device {device!r} holds no values, so nothing can be compared") from None
-    console, about = Console(), environment(on)
+    console, about = wide_console(), environment(on)
     console.print(", ".join(dict.fromkeys(about.values())), highlight=False, soft_wrap=True)
     lines: list[Line] = []
     with Console(stderr=True).status("") as status:
