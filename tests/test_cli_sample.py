@@ -369,7 +369,10 @@ BAD_SAMPLES = {
     "grid 0": (["--grid", "0x8"], "--grid must be ROWSxCOLUMNS, such as 8x8, but is '0x8'"),
     "grid": (["--grid", "8"], "--grid must be ROWSxCOLUMNS"),
     "grid sign": (["--grid=-1x8"], "--grid must be ROWSxCOLUMNS"),
-    "class": (["--classes", "cat,cow"], "no class 'cow'; there are cat, dog, 2"),
+    "class": (
+        ["--classes", "cat,cow"],
+        "no class 'cow'; there are cat, dog, 2, and the numbers 0 to 2",
+    ),
     "class number": (["--classes", "3"], "no class '3'"),
     "no classes": (["--model", "plain.safetensors", "--classes", "cat"], "has no classes"),
     "sampler": (["--sampler", "ddpm"], "no sampler 'ddpm'; there are dpmpp_2m, dpmpp_3m, dpmpp_2s"),
@@ -386,7 +389,10 @@ BAD_SAMPLES = {
     "scale": (["--scale", "0"], "Invalid value for '--scale'"),
     "scale large": (["--scale", "100000"], "Invalid value for '--scale'"),
     "grid large": (["--grid", "100000x100000"], "10,000,000,000 places, for at most 10,000,000"),
-    "sheet large": (["--grid", "2000x2000"], "32,004 x 24,004 pixels .* smaller --grid, --scale"),
+    "sheet large": (
+        ["--grid", "2000x2000"],
+        "32,004 x 24,004 pixels, of at most .* smaller --grid, --scale",
+    ),
     "gif large": (
         ["--grid", "300x300", "--steps", "100", "--gif", "p.gif"],
         "in 100 frames, of at most 134,217,728",

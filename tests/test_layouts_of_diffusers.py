@@ -322,6 +322,10 @@ def test_convert_and_sample(folder, tmp_path, capsys, monkeypatch):
         with pytest.raises(ValueError, match=rf"{target} must end in .safetensors, or be a folder"):
             run(["convert", "ours.safetensors", target])
         assert not (tmp_path / target).exists()
+    with pytest.raises(
+        FileNotFoundError, match=r"there is no folder none to write y\.safetensors in"
+    ):
+        run(["convert", "ours.safetensors", "none/y.safetensors"])
     pictures = []
     for model in (folder, "ours.safetensors", "theirs"):
         run(["sample", "--model", str(model), "--steps", "2", "--grid", "1x2", "--out", "x.png"])

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from ddpm_core.checkpoints import load, save, save_diffusers
+from ddpm_core.cli.pictures import check_place
 
 
 def convert(
@@ -37,6 +38,7 @@ def convert(
             f"{target} must end in .safetensors, or be a folder's name without a suffix: no other "
             f"files are written"
         )
+    check_place(target, target.suffix.lower())
     checkpoint = load(source)
     (save if ours else save_diffusers)(target, checkpoint)
     count = sum(int(p.size) for p in checkpoint.params.values())

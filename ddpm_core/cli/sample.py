@@ -137,8 +137,8 @@ def sample(
         int,
         typer.Option(
             min=1, rich_help_panel=_HOW,
-            help="Images at a time. On the NumPy backend it changes no bit of a picture, on others "
-            "about 2e-6.",
+            help="Images at a time. A picture depends on it by rounding only; on the NumPy "
+            "backend, not at all.",
         ),
     ] = 16,
     backend_name: BackendName = "numpy",
@@ -262,7 +262,8 @@ def _write_sheet(
     height, width = (scale * n for n in pictures.grid_size(rows, columns, *checkpoint.size))
     if height * width * frames > pictures.PIXELS:
         raise ValueError(
-            f"the sheet would be {width:,} x {height:,} pixels in {frames:,} frames, of at most "
+            f"the sheet would be {width:,} x {height:,} pixels"
+            f"{f' in {frames:,} frames' if frames > 1 else ''}, of at most "
             f"{pictures.PIXELS:,} in all; a smaller --grid, --scale or --count would do"
         )
     drawn = [
@@ -395,8 +396,10 @@ def deal(classes: str | None, checkpoint: Checkpoint) -> Array | None:
     names = [name.strip() for name in classes.split(",")]
     numbers = [known.get(name, known.get(name.lower())) for name in names]
     if None in numbers:
-        among = ", ".join(checkpoint.labels) or f"0 to {total - 1}"
-        raise ValueError(f"no class {names[numbers.index(None)]!r}; there are {among}")
+        among = ", ".join((*checkpoint.labels, f"and the numbers 0 to {total - 1}"))
+        raise ValueError(
+            f"no class {names[numbers.index(None)]!r}; there are {among.removeprefix('and ')}"
+        )
     wanted = np.array(numbers)
     if -1 in wanted and not getattr(checkpoint, "unconditional", True):
         raise ValueError("--classes none: this model was never trained without a class")
