@@ -223,3 +223,20 @@ def kind(a: Any) -> str:
     """What an argument is, in words: "a torch Tensor"."""
     module = type(a).__module__.partition(".")[0].replace("builtins", "Python")
     return f"a {module} {type(a).__name__}"
+
+
+def shown(a: Any) -> str:
+    """An argument in a message: a number or a text as it is, and of all else what it is."""
+    return repr(a) if is_number(a) or isinstance(a, str) else kind(a)
+
+
+def check_function(such_as: str, **functions: Any) -> None:
+    """TypeError unless each argument can be called.
+
+    >>> check_function("eps", predicts="v")
+    Traceback (most recent call last):
+    TypeError: predicts must be a function, such as eps, but is 'v'
+    """
+    for name, f in functions.items():
+        if not callable(f):
+            raise TypeError(f"{name} must be a function, such as {such_as}, but is {shown(f)}")

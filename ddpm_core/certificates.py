@@ -11,6 +11,7 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
+from ddpm_core.arrays import check_function, kind
 from ddpm_core.gaussians import Gaussian, kl
 from ddpm_core.levels import Level
 from ddpm_core.likelihood.ode import State, dop853
@@ -53,6 +54,8 @@ def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: boo
     >>> round(float(law(ddim(linear(), 10), GaussianOracle([0.0], 0.25)).variances[0]), 6)
     0.136867
     """
+    if not isinstance(oracle, GaussianOracle):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"oracle must be a GaussianOracle, but is {kind(oracle)}")
     table = sampler.unroll() if isinstance(sampler, Sampler) else sampler
     n, c = table.nfe, oracle.variances
     m = oracle.mean.reshape(-1)
@@ -119,6 +122,7 @@ def convergence(
     >>> convergence(dpmpp_2m).slopes.round(1)
     array([2., 2.])
     """
+    check_function("ddim", solver=solver)
     schedule = VP() if schedule is None else schedule
     clean, noisiest = schedule.ends
     first, last = schedule(noisiest), schedule(clean + 1e-3 * (noisiest - clean))

@@ -11,10 +11,11 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from ddpm_core import arrays
-from ddpm_core.arrays import astype, device_of, is_number, on_host, same_library
+from ddpm_core.arrays import astype, check_function, device_of, is_number, on_host, same_library
 from ddpm_core.levels import Level, check_levels
 from ddpm_core.parameterisations import Parameterisation, check_readable, eps, to_x0
 from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.schedules.protocol import check_is_schedule
 from ddpm_core.typing import Array
 
 
@@ -60,6 +61,7 @@ class Predictor:
     variance: bool = False
 
     def __post_init__(self) -> None:
+        check_is_schedule(self.schedule)
         check_readable(self.predicts, self.schedule(self.schedule.ends[1]))
 
     def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
@@ -137,6 +139,7 @@ def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Clipped:
     Samplers compute eps from the clipped x_0, so that x_t = α x_0 + σ eps still holds. An exact
     denoiser of data within [low, high] is not changed.
     """
+    check_function("a Predictor", denoise=denoise)
     return Clipped(denoise, low, high)
 
 

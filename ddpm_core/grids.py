@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import numpy as np
 
+from ddpm_core.arrays import is_number, shown
 from ddpm_core.levels import Level
 from ddpm_core.schedules import Discrete, Schedule
 from ddpm_core.typing import Array
@@ -155,8 +156,8 @@ def _discrete(grid: Grid, schedule: Schedule) -> Discrete:
 
 def check_steps(steps: int, schedule: Schedule | None = None) -> None:
     """ValueError if steps is no integer of at least 1, or above the T of a discrete schedule."""
-    if not hasattr(steps, "__index__") or steps < 1:
-        raise ValueError(f"steps must be an integer of at least 1, but is {steps}")
+    if not (is_number(steps) and hasattr(steps, "__index__") and steps >= 1):
+        raise ValueError(f"steps must be an integer of at least 1, but is {shown(steps)}")
     if isinstance(schedule, Discrete) and steps > schedule.T:
         raise ValueError(
             f"steps must lie within [1, {schedule.T}], the integer times of the schedule, but is "

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from array_api_compat import array_namespace
 
-from ddpm_core.arrays import exp, fit, is_number, kind, log, where
+from ddpm_core.arrays import check_function, exp, fit, is_number, kind, log, where
 from ddpm_core.denoisers import Denoiser, VarianceDenoiser
 from ddpm_core.gaussians import Gaussian
 from ddpm_core.levels import Level, tau
@@ -32,6 +32,8 @@ def reverse(denoise: Denoiser, variance: Variance = small) -> Reverse:
     the variance is 0, whatever `variance` is: Algorithm 2 adds no noise in its last step. (The
     bound needs a variance there: see `decoder_var` of `bound` and `elbo`.)
     """
+    check_function("a Predictor", denoise=denoise)
+    check_function("large", variance=variance)
 
     def kernel(x_t: Array, t: Level, s: Level, **cond: Any) -> Gaussian:
         mean = q_posterior(denoise(x_t, t, **cond), x_t, t, s).mean

@@ -83,6 +83,8 @@ def check_levels(**levels: Level) -> None:
     for name, t in levels.items():
         if not isinstance(t, Level):  # pyright: ignore[reportUnnecessaryIsInstance]
             what = f"{t!r}: pass schedule({t!r})" if is_number(t) else kind(t)
+            if getattr(t, "ndim", 0) == 1:
+                what += f": pass schedule({name}) if these are times"
             raise TypeError(f"{name} must be a Level, but is {what}")
 
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace, is_numpy_namespace
 
-from ddpm_core.arrays import astype, is_number, kind
+from ddpm_core.arrays import astype, is_number, kind, shown
 from ddpm_core.typing import Array
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
@@ -62,6 +62,8 @@ def portable_noise(seed: int, xp: Any = np, device: Any = None, dtype: Any = Non
         ) from None
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed must lie within [0, 2^64), but is {seed}")
+    if not hasattr(xp, "zeros"):
+        raise TypeError(f"xp must be a module of arrays, such as numpy, but is {shown(xp)}")
     # The namespace of array-api-compat: plain torch, for one, lacks parts of the standard.
     xp = array_namespace(xp.zeros(1)) if not hasattr(xp, "__array_api_version__") else xp
     device = None if is_jax_namespace(xp) else device
@@ -92,6 +94,8 @@ class PortableNoise:
 
     def __call__(self, step: Any, shape: tuple[int, ...], ids: Any = None) -> Array:
         xp, place = self.xp, _on(self.device)
+        if isinstance(shape, int) or not shape:
+            raise TypeError(f"shape must be a tuple (B, *D), but is {shape}")
         batch = shape[0]
         elements = math.prod(shape[1:])
         ids = xp.arange(batch, **place) if ids is None else self._checked("ids", ids)

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ddpm_core.arrays import check_pair, combine, is_number, on_host
+from ddpm_core.arrays import check_function, check_pair, combine, is_number, on_host
 from ddpm_core.levels import Level, check_levels
 from ddpm_core.process import posterior_row
 from ddpm_core.schedules import Discrete, Schedule
@@ -81,6 +81,7 @@ def determinant(predicts: Parameterisation, t: Level) -> Scalar:
 def check_readable(predicts: Parameterisation, t: Level) -> None:
     """ValueError if, at a host level, a prediction of this target does not determine x_0."""
     check_levels(t=t)
+    check_function("eps", predicts=predicts)
     d = determinant(predicts, t)
     # Not np.any of a number, which torch.compile does not trace.
     if d == 0 if is_number(d) else on_host(d) and np.any(d == 0):
@@ -100,6 +101,7 @@ def target(x_0: Array, eps: Array, t: Level, predicts: Parameterisation) -> Arra
     """
     check_pair(x_0=x_0, eps=eps)
     check_levels(t=t)
+    check_function("eps", predicts=predicts)
     a, b = predicts(t)
     return combine((a, x_0), (b, eps))
 

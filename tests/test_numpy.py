@@ -230,6 +230,8 @@ def test_no_array_of_numpy(name, library):
         given[name] = given[name].tolist()
     else:
         given[name] = pytest.importorskip(library).asarray(given[name])
-    wanted = "must be an array, but is a list" if library == "list" else rf"is a {library[:4]}"
+    wanted = (
+        "must be an array, but is a Python list" if library == "list" else rf"is a {library[:4]}"
+    )
     with pytest.raises(TypeError, match=rf"{name} {wanted}"):
         network()(**given)

@@ -379,9 +379,9 @@ def test_inputs_of_wrong_types():
     torch = pytest.importorskip("torch")
     there = torch.zeros(X.shape, dtype=torch.float64)
     for inputs, like, message in [
-        ((X, TIME, [0, 1]), None, "y must be an array, but is a list"),
-        ((X, 3.0, None), None, "timestep must be an array, but is a float"),
-        ((X.tolist(), TIME, None), None, "x must be an array, but is a list"),
+        ((X, TIME, [0, 1]), None, "y must be an array, but is a Python list"),
+        ((X, 3.0, None), None, "timestep must be an array, but is a Python float"),
+        ((X.tolist(), TIME, None), None, "x must be an array, but is a Python list"),
         ((there, TIME, None), None, "x is a torch Tensor, timestep is a numpy ndarray"),
         ((X, TIME, torch.tensor(Y)), None, "y is a torch Tensor: pass arrays of one library"),
         ((X, TIME, Y), there, "the network is a torch Tensor: pass arrays of one library"),

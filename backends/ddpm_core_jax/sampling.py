@@ -12,11 +12,11 @@ from jax import Array, lax
 from jax.core import Tracer
 from jax.tree_util import register_dataclass
 
-from ddpm_core.arrays import check_pair
 from ddpm_core.checkpoints.own import Scaled
 from ddpm_core.denoisers import Clipped, Denoiser, Predictor
 from ddpm_core.noise import PortableNoise
 from ddpm_core.samplers import Row, Sampler, State, advance
+from ddpm_core.samplers.run import check_run
 from ddpm_core.typing import Noise
 
 # So that weights are arguments of compiled functions and not constants in them; a network of
@@ -44,9 +44,7 @@ def sample(
 
     The result has the dtype of x.
     """
-    check_pair(x=x)
-    if sampler.stochastic and noise is None:
-        raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
+    check_run(sampler, x, noise)
     inner: Any = denoise
     while isinstance(inner, Clipped):
         inner = inner.denoise

@@ -170,6 +170,8 @@ class TorchNetwork:
 
     @torch.no_grad()
     def __call__(self, x: Tensor, timestep: Tensor, y: Tensor | None = None) -> Tensor:
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            check_inputs(x, timestep, y, self.net.config, next(iter(self.net.packed.values())))
         if len(x) == 0:  # which fast convolutions do not take
             check_inputs(x, timestep, y, self.net.config)
             return x.new_empty((0, self.net.config.out_channels, *x.shape[2:]))

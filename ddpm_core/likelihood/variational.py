@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core.arrays import check_pair, fit, is_number
+from ddpm_core.arrays import check_pair, fit, is_number, shown
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.gaussians import Gaussian, kl, mean_of_sample
 from ddpm_core.kernels import Reverse, is_clean
@@ -80,6 +80,10 @@ def elbo(
     xp = check_pair(x_0=x_0)
     if cast(float, xp.finfo(x_0.dtype).bits) < 32:
         raise TypeError(f"x_0 is {x_0.dtype}: the bound is computed in float32 or float64")
+    if not isinstance(levels, Level):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"levels must be a Level, such as levels_of(schedule, steps), but is {shown(levels)}"
+        )
     _check_greys(x_0, bins)
     if levels.sigma[-1] > 0:
         clean = from_logsnr(math.inf, 0.0)

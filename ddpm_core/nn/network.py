@@ -18,6 +18,7 @@ import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
 from ddpm_core.arrays import astype, device_of, same_library
+from ddpm_core.arrays import kind as kind_of
 from ddpm_core.nn.ops import Ops
 from ddpm_core.typing import Array
 
@@ -443,8 +444,8 @@ def check_inputs(
     arrays = {name: a for name, a in given.items() if a is not None}
     for name, a in arrays.items():
         if not hasattr(a, "ndim"):
-            raise TypeError(f"{name} must be an array, but is a {type(a).__name__}")
-    same_library(**arrays)
+            raise TypeError(f"{name} must be an array, but is {kind_of(a)}")
+    xp = same_library(**arrays)
     factor, channels = 2 ** (len(config.widths) - 1), config.channels
     shape = tuple(x.shape)
     if len(shape) != 4 or shape[1] != channels or shape[2] % factor or shape[3] % factor:
@@ -461,6 +462,8 @@ def check_inputs(
         return
     if not config.classes:
         raise ValueError("y was given, but this network has no classes")
+    if not xp.isdtype(y.dtype, "integral"):
+        raise TypeError(f"y has dtype {y.dtype}: convert it to integers, e.g. int64")
     if tuple(y.shape) != shape[:1]:
         raise ValueError(f"y must be ({shape[0]},), one class per image, but is {tuple(y.shape)}")
     if is_numpy_array(y) and not ((y >= -1) & (y < config.classes)).all():

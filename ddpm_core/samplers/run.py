@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
-from ddpm_core.arrays import check_pair, combine
+from ddpm_core.arrays import check_function, check_pair, combine, kind
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.kernels import Reverse
 from ddpm_core.levels import Level
@@ -28,6 +28,20 @@ class Step(NamedTuple):
     x_0: Array
 
 
+def check_run(sampler: Sampler, x: Array, noise: Noise | None) -> None:
+    """TypeError or ValueError, which names the argument, if these cannot be run together."""
+    check_pair(x=x)
+    if not isinstance(sampler, Sampler):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"sampler must be a Sampler, such as dpmpp_2m(schedule, steps=20), but is "
+            f"{kind(sampler)}"
+        )
+    if noise is not None:
+        check_function("portable_noise(seed)", noise=noise)
+    elif sampler.stochastic:
+        raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
+
+
 def trajectory(
     denoise: Denoiser,
     sampler: Sampler,
@@ -46,9 +60,7 @@ def trajectory(
     >>> [round(float(step.level.sigma), 3) for step in steps]
     [0.994, 0.824, 0.0]
     """
-    check_pair(x=x)
-    if sampler.stochastic and noise is None:
-        raise ValueError(f"{sampler.name} takes noise: pass noise=, such as portable_noise(seed)")
+    check_run(sampler, x, noise)
     state = sampler.start(x)
     rows, shape = sampler.rows(), tuple(x.shape)
     end = sampler.levels.take(-1)

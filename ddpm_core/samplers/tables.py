@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace
 
-from ddpm_core.arrays import astype, combine, is_half, is_number, same_shape
+from ddpm_core.arrays import astype, check_function, combine, is_half, is_number, same_shape
 from ddpm_core.grids import Grid, check_steps, trailing
 from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Parameterisation, reading, x0
 from ddpm_core.samplers.unrolled import Unrolled, check_calls
 from ddpm_core.schedules import Schedule
+from ddpm_core.schedules.protocol import check_is_schedule
 from ddpm_core.typing import Array, Lincomb, Scalar
 
 
@@ -224,6 +225,8 @@ def levels_of(schedule: Schedule, steps: int, grid: Grid = trailing, times: Any 
     grid: a function of `grids`, used where times is None
     times: steps + 1 times of the schedule, strictly falling
     """
+    check_is_schedule(schedule)
+    check_function("trailing", grid=grid)
     check_steps(steps)
     if times is None:
         times = grid(schedule, steps)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ddpm_core.levels import Level
+from ddpm_core.levels import Level, check_levels
 from ddpm_core.parameterisations import Parameterisation, check_readable, reading, x0
 from ddpm_core.typing import Array
 
@@ -85,6 +85,7 @@ def from_step(
     ValueError if a step is not linear, such as one that clips or thresholds; and if a level of a
     call is clean data, or the output there does not determine x_0.
     """
+    check_levels(levels=levels)
     check_calls(levels)
     check_readable(predicts, levels.take(slice(None, -1)))
     n = len(levels.sigma) - 1

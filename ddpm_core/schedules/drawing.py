@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple, cast
 
 import numpy as np
-from array_api_compat import array_namespace, is_numpy_array
+from array_api_compat import is_numpy_array
 
-from ddpm_core.arrays import widen
+from ddpm_core.arrays import same_library, widen
 from ddpm_core.levels import Level
 from ddpm_core.schedules.discrete import Discrete
-from ddpm_core.schedules.protocol import Schedule, first_bad
+from ddpm_core.schedules.protocol import Schedule, check_is_schedule, first_bad
 from ddpm_core.typing import Array
 
 
@@ -26,7 +26,8 @@ def draw(schedule: Schedule, u: Array) -> Level:
     >>> draw(linear(1000), np.array([0.0, 0.5, 0.999])).time
     array([1000.,  500.,    1.])
     """
-    xp = array_namespace(u)
+    check_is_schedule(schedule)
+    xp = same_library(u=u)
     if is_numpy_array(u):
         _check_uniform(u)
     u = widen(xp, u)  # of 1000 times, bfloat16 would reach about 250

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from ddpm_core.arrays import log_sigmoid
+from ddpm_core.arrays import is_number, log_sigmoid, shown
 from ddpm_core.schedules.discrete import Discrete, check_T, from_betas
 from ddpm_core.typing import Array
 
@@ -141,8 +141,8 @@ def zero_terminal_snr(schedule: Discrete) -> Discrete:
 
 
 def _check_T(T: int) -> None:
-    if not hasattr(T, "__index__") or T < 1:
-        raise ValueError(f"T must be an integer of at least 1, but is {T}")
+    if not (is_number(T) and hasattr(T, "__index__") and T >= 1):
+        raise ValueError(f"T must be an integer of at least 1, but is {shown(T)}")
     check_T(T)
 
 

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import numpy as np
 from array_api_compat import array_namespace
 
-from ddpm_core.arrays import astype, is_half, on_host, widen
+from ddpm_core.arrays import astype, is_half, on_host, shown, widen
 from ddpm_core.levels import Level
 from ddpm_core.typing import Array, Scalar
 
@@ -35,6 +35,14 @@ class Schedule(Protocol):
     def at(self, logsnr: Scalar) -> Level:
         """The level with this log-SNR, a number or a NumPy array; the inverse of the schedule."""
         ...
+
+
+def check_is_schedule(schedule: Any) -> None:
+    """TypeError unless the argument has the ends of a `Schedule`."""
+    if not hasattr(schedule, "ends"):
+        raise TypeError(
+            f"schedule must be a schedule, such as linear(1000), but is {shown(schedule)}"
+        )
 
 
 def host_times(time: Any, ends: tuple[float, float]) -> Array | None:
