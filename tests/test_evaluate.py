@@ -42,10 +42,14 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def run(place: Path, *words: str) -> subprocess.CompletedProcess[str]:
+def run(place: Path, model: str, *words: str) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "40"}
     return subprocess.run(
-        [COMMAND, "evaluate", *words], cwd=place, capture_output=True, text=True, env=environment
+        [COMMAND, "evaluate", "--model", model, *words],
+        cwd=place,
+        capture_output=True,
+        text=True,
+        env=environment,
     )
 
 
@@ -187,7 +191,7 @@ def test_reader_that_has_left(place):
     words = ["run", "--data", "data.npz", "--images", "4", "--terms", "2", "--variance", "small"]
     words += ["--json", "left.json", "--plot", "left.png"]
     ran = subprocess.run(
-        [COMMAND, "evaluate", *words], cwd=place, stdout=start, stderr=subprocess.DEVNULL
+        [COMMAND, "evaluate", "--model", *words], cwd=place, stdout=start, stderr=subprocess.DEVNULL
     )
     os.close(start)
     assert ran.returncode == 141  # 128 + SIGPIPE
@@ -287,7 +291,7 @@ def test_bound_that_is_not_finite(place, monkeypatch):
     monkeypatch.setattr(evaluate, "load", lambda name: checkpoint)
     words = ["--data", place / "data.npz", "--images", 4, "--terms", 2, "--variance", "small"]
     with pytest.raises(ValueError, match="bound of images 0 to 3 is not finite"):
-        app.run(["evaluate", "any", *map(str, words)])
+        app.run(["evaluate", "--model", "any", *map(str, words)])
 
 
 def test_never_without_a_class(place, monkeypatch):
@@ -298,4 +302,4 @@ def test_never_without_a_class(place, monkeypatch):
 
     monkeypatch.setattr(evaluate, "load", lambda name: Conditional)
     with pytest.raises(ValueError, match="pass --labelled"):
-        app.run(["evaluate", "any", "--data", str(place / "data.npz")])
+        app.run(["evaluate", "--model", "any", "--data", str(place / "data.npz")])

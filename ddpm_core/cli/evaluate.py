@@ -34,7 +34,7 @@ VARIANCES = ("auto", "small", "large", "optimal", "learned")
 def evaluate(
     data: Annotated[Path, typer.Option(help=DATA)],
     model: Annotated[
-        str, typer.Argument(help="A bundled model's name, a checkpoint file, or a run's folder.")
+        str, typer.Option(help="A bundled model's name, a checkpoint file, or a run's folder.")
     ] = "fashion-mnist",
     split: Annotated[
         str, typer.Option(help="In a folder of IDX files: t10k (or test), or train.")
