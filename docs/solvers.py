@@ -129,14 +129,18 @@ def plot(rows: list[Measured], path: Path) -> None:
     assert sorted(plain) == sorted(name for names in PANELS.values() for name in names)
     figure, axes = plt.subplots(2, 3, figsize=(11, 7.4), sharex=True, sharey=True)
     for axis, (title, names) in zip(axes.flat, PANELS.items(), strict=True):
-        for p in (1, 2, 3, 4):
-            guide = 0.3 * (np.array(STEPS) / 20.0) ** -p
+        guides = [0.3 * (np.array(STEPS) / 20.0) ** -p for p in (1, 2, 3, 4)]
+        for guide in guides:
             axis.loglog(STEPS, guide, color="0.88", lw=1, zorder=0)
-            if axis is axes[0, 0]:
-                where = {"textcoords": "offset points", "va": "center", "fontsize": 8}
-                axis.annotate(f"slope {p}", (STEPS[-1], guide[-1]), (4, 0), color="0.5", **where)
-        ends = np.log10([plain[name].found.errors[-1] for name in names])
-        for k, (name, place) in enumerate(zip(names, spread(list(ends), 0.52), strict=True)):
+        ends = [np.log10(plain[name].found.errors[-1]) for name in names]
+        if axis is axes[0, 0]:
+            places = spread([*ends, *(np.log10(guide[-1]) for guide in guides)], 0.52)
+            for p, place in enumerate(places[len(ends) :], start=1):
+                where = {"va": "center", "fontsize": 8, "color": "0.5"}
+                axis.annotate(f"slope {p}", (STEPS[-1], 1), (390, 10**place), **where)
+        else:
+            places = spread(ends, 0.52)
+        for k, (name, place) in enumerate(zip(names, places[: len(ends)], strict=True)):
             found = plain[name].found
             colour = plt.cm.tab10(k)
             axis.loglog(STEPS, found.errors, "o-", color=colour, lw=1.8, ms=3.5)
