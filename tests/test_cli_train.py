@@ -89,6 +89,8 @@ def test_train_pictures(here, photos, capsys):
         np.testing.assert_array_equal(resumed.params[name], value)
     found = sorted(p.name for p in Path("run").iterdir())
     assert found == ["model.safetensors", "samples.png", "training.safetensors"]
+    said = fails(capsys, "sample", "--model", "run/training.safetensors")
+    assert "run/training.safetensors is what a run resumes from: load its folder" in said
 
 
 @pytest.mark.needs("torch")

@@ -52,6 +52,10 @@ def load(path: str | Path) -> Checkpoint:
             f"{path} is a checkpoint of denoising-diffusion-pytorch, whose network is another: "
             f"7x7 first convolution, RMS norms, linear attention with memory tokens"
         )
+    if "training" in metadata:
+        raise ValueError(
+            f"{path} is what a run resumes from: load its folder, or model.safetensors beside it"
+        )
     some = ", ".join(cut(name) for name in list(tensors)[:3])
     raise ValueError(
         f"{path} is not a checkpoint of ddpm-core, whose metadata has {KEY!r}, nor in a layout "
