@@ -14,7 +14,7 @@ import numpy as np
 
 from ddpm_core.arrays import is_number, shown
 from ddpm_core.levels import Level
-from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.schedules import EDM, Discrete, Schedule
 from ddpm_core.typing import Array
 
 Grid: TypeAlias = Callable[[Schedule, int], Array]
@@ -34,7 +34,7 @@ def trailing(schedule: Schedule, steps: int) -> Array:
     left = np.arange(steps, -1, -1, dtype=np.float64)
     if isinstance(schedule, Discrete):
         return np.rint(noisiest * left / steps)
-    return clean + (noisiest - clean) * left / steps
+    return clean + (noisiest - clean) * (left / steps)
 
 
 def leading(schedule: Schedule, steps: int) -> Array:
@@ -71,9 +71,9 @@ def quad(schedule: Schedule, steps: int) -> Array:
     """Times that grow as the square of their number (Song et al. 2021, DDIM, Appendix D.2).
 
     They run from the noisiest time to the last noisy one; then comes clean data. The last noisy
-    time is 1 for a discrete schedule, and for a continuous one 1e-3 of the way from clean data,
-    where published samplers stop. Where the clean end itself has noise, the grid ends there.
-    `karras` and `log_snr` do the same.
+    time is 1 for a discrete schedule, sigma_min for `EDM`, and for another continuous one 1e-3 of
+    the way from clean data, where published samplers stop. Where the clean end itself has noise,
+    the grid ends there. `karras` and `log_snr` do the same.
 
     >>> from ddpm_core import linear
     >>> quad(linear(1000), 4)
@@ -122,7 +122,9 @@ def _noisy(schedule: Schedule, steps: int, times: Callable[[Level, Level, Array]
     clean, noisiest = schedule.ends
     ends_clean = float(schedule(clean).sigma) == 0
     last = clean
-    if ends_clean:
+    if isinstance(schedule, EDM):
+        last = schedule.sigma_min
+    elif ends_clean:
         last = 1.0 if isinstance(schedule, Discrete) else clean + 1e-3 * (noisiest - clean)
     first = schedule(noisiest)
     share = np.linspace(0, 1, steps if ends_clean else steps + 1)

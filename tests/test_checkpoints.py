@@ -29,6 +29,8 @@ SCHEDULES = {
     "one step": ddpm.from_betas([0.5]),
     "vp": ddpm.VP(0.2, 15.0),
     "log-snr": schedules.LinearLogSNR(10.0, -7.0),
+    "flow": schedules.Flow(3.0),
+    "edm": schedules.EDM(0.01, 50.0),
 }
 
 
@@ -220,7 +222,10 @@ def test_wrong_tensors(saved, tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"schedule": {"Karras": {}}}, "schedule must be one of Discrete, VP, LinearLogSNR"),
+        (
+            {"schedule": {"Karras": {}}},
+            "schedule must be one of Discrete, VP, LinearLogSNR, Flow, EDM",
+        ),
         ({"schedule": {"Discrete": {"logsnr": [1.0, 2.0]}}}, r"logsnr\[0\] is clean data"),
         ({"schedule": {"Discrete": {"logsnr": [math.inf, "1"]}}}, "must be a number, not '1'"),
         ({"schedule": {"Discrete": {"logsnr": [math.inf, 10**400]}}}, "must be a number, not 1000"),

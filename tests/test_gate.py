@@ -248,6 +248,8 @@ SCHEDULES = {
     "zero-terminal": ddpm.zero_terminal_snr(SCHEDULE),
     "vp": ddpm.VP(),
     "linear log-SNR": schedules.LinearLogSNR(),
+    "flow": schedules.Flow(3.0),
+    "edm": schedules.EDM(),
 }
 
 
@@ -279,6 +281,7 @@ def test_level_of_an_integer_device_time(lib: Any, name: str) -> None:
     levels_close(lib, level, schedule(times.astype(np.float64)), c=8)
 
 
+@pytest.mark.filterwarnings("ignore:divide by zero enc:RuntimeWarning")  # strict: the flow at 1
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_draw_of_device_numbers(lib: Any, name: str) -> None:
     """draw(u of the device) = draw(the same u of the host)."""

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from ddpm_core import VP, linear, zero_terminal_snr
 from ddpm_core.grids import karras, leading, linspace, log_snr, quad, trailing
-from ddpm_core.schedules import Discrete, LinearLogSNR
+from ddpm_core.schedules import EDM, Discrete, LinearLogSNR
 from ddpm_core.testing import strategies
 
 #: (schedule, every number of steps): all small ones, and the T of the papers.
@@ -96,13 +96,15 @@ def test_trailing_where_accumulated_floats_fail():
         assert times[-2] == round(1000 / steps) > 0
 
 
-@pytest.mark.parametrize("schedule", [VP(), LinearLogSNR()])
+@pytest.mark.parametrize("schedule", [VP(), LinearLogSNR(), EDM(sigma_max=65.6132546548788)])
 @pytest.mark.parametrize("steps", [1, 2, 7, 61, 1000])
 def test_trailing_in_continuous_time(schedule, steps):
     """On a continuous schedule the times are evenly spaced between its ends, which are exact."""
     times = trailing(schedule, steps)
     assert (times[0], times[-1]) == (schedule.ends[1], schedule.ends[0])
-    np.testing.assert_allclose(-np.diff(times), 1 / steps, rtol=0, atol=2 * np.finfo(float).eps)
+    end = schedule.ends[1]
+    atol = 2 * np.finfo(float).eps * end
+    np.testing.assert_allclose(-np.diff(times), end / steps, rtol=0, atol=atol)
 
 
 @pytest.mark.parametrize("grid", [leading, linspace])
@@ -169,11 +171,11 @@ def test_fractional_grids_on_any_schedule(grid, schedule, steps):
     assert np.all(np.diff(schedule(times).logsnr) > 0)  # the levels of `levels_of`
 
 
-@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR()])
+@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR(), EDM()])
 def test_fractional_grids_are_even_in_their_coordinate(schedule):
     """sqrt(t), k^(1/ρ) and log-SNR have equal steps, down to the last noisy time."""
     k = lambda level, rho: (level.sigma / level.alpha) ** (1 / rho)
-    last = {"Discrete": 1.0, "VP": 1e-3, "LinearLogSNR": 0.0}[type(schedule).__name__]
+    last = {"Discrete": 1.0, "VP": 1e-3, "LinearLogSNR": 0.0, "EDM": 0.002}[type(schedule).__name__]
     for steps in (2, 5, 40):
         for grid, coordinate in [
             (quad, lambda t: np.sqrt(t.time - last)),
@@ -190,12 +192,11 @@ def test_fractional_grids_are_even_in_their_coordinate(schedule):
 
 
 def test_karras_is_equation_5():
-    """EDM's sigmas from 80 to 0.002 of rho = 7, through a schedule with those ends."""
-    schedule = LinearLogSNR(-2 * np.log(0.002), -2 * np.log(80.0))
-    levels = schedule(karras(schedule, 17))
+    """EDM's sigmas from 80 to 0.002 of rho = 7, and then 0 (Karras et al. 2022, Eq. 5)."""
+    levels = EDM()(karras(EDM(), 18))
     i = np.arange(18)
     expected = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
-    np.testing.assert_allclose(levels.sigma / levels.alpha, expected, rtol=1e-12)
+    np.testing.assert_allclose(levels.sigma / levels.alpha, [*expected, 0.0], rtol=1e-12)
 
 
 def test_no_log_snr_without_data():

@@ -15,7 +15,9 @@ from hypothesis import strategies as st
 from ddpm_core import VP, cosine, from_betas, large, linear, zero_terminal_snr
 from ddpm_core.levels import steps_of
 from ddpm_core.schedules import (
+    EDM,
     Discrete,
+    Flow,
     LinearLogSNR,
     alphabar_sigmoid,
     beta_sigmoid,
@@ -306,7 +308,9 @@ def test_tables_that_fill_the_memory_are_refused():
         Discrete(np.append(many, 0.0))
 
 
-@pytest.mark.parametrize("make", [*NAMED, VP, LinearLogSNR, lambda: zero_terminal_snr(linear())])
+@pytest.mark.parametrize(
+    "make", [*NAMED, VP, LinearLogSNR, Flow, EDM, lambda: zero_terminal_snr(linear())]
+)
 def test_schedules_pickle(make):
     """A schedule that was pickled, as for another process, is the same."""
     schedule = make()
@@ -341,6 +345,12 @@ def test_bad_lengths_are_named(make, T):
         (lambda: LinearLogSNR(-5.0, 13.3), r"but they are 13\.3 and -5\.0"),
         (lambda: LinearLogSNR(math.inf, 0.0), r"but they are 0\.0 and inf"),
         (lambda: LinearLogSNR(math.nan, 0.0), r"but they are 0\.0 and nan"),
+        (lambda: Flow(0.0), r"shift must be positive and finite, but is 0\.0"),
+        (lambda: Flow(math.inf), r"shift must be positive and finite, but is inf"),
+        (lambda: Flow(math.nan), r"shift must be positive and finite, but is nan"),
+        (lambda: EDM(0.0, 80.0), r"both finite, but they are 0\.0 and 80\.0"),
+        (lambda: EDM(80.0, 80.0), r"both finite, but they are 80\.0 and 80\.0"),
+        (lambda: EDM(0.002, math.inf), r"both finite, but they are 0\.002 and inf"),
     ],
 )
 def test_bad_parameters_are_named(make, message):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from ddpm_core import VP, cosine, linear, zero_terminal_snr
 from ddpm_core.arrays import log_sigmoid
-from ddpm_core.schedules import LinearLogSNR
+from ddpm_core.schedules import EDM, Discrete, Flow, LinearLogSNR
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -44,11 +44,14 @@ def test_integer_times_are_the_table(schedule):
 @example(VP(), 1.0)
 @example(VP(), 0.0)
 @example(LinearLogSNR(), 1.0)
+@example(Flow(3.0), 1.0)
+@example(Flow(3.0), 0.0)
+@example(EDM(), 1.0)
 def test_at_inverts_the_schedule(schedule, share):
     """`at` of a level's log-SNR is that level, at that time to rounding."""
     clean, noisiest = schedule.ends
     time = clean + share * (noisiest - clean)
-    zero_terminal = schedule(noisiest).alpha == 0
+    zero_terminal = isinstance(schedule, Discrete) and schedule(noisiest).alpha == 0
     if zero_terminal and noisiest - 1 < time < noisiest:
         time = noisiest - 1
     t = schedule(time)
@@ -97,7 +100,7 @@ def test_no_level_between_the_last_two_times_without_data():
     assert schedule.at(-math.inf).time == 1000
 
 
-@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR()])
+@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR(), Flow()])
 def test_times_outside_are_named(schedule):
     """A time outside the ends, and one that is not a number, is an error that says which."""
     for bad in (-0.5, schedule.ends[1] + 0.25, math.nan):
@@ -126,7 +129,9 @@ def halves(lib):
 
 
 @pytest.mark.lanes("torch", "jax", "mlx")
-@pytest.mark.parametrize("make", [linear, lambda: cosine(4000), VP], ids=["linear", "cosine", "VP"])
+@pytest.mark.parametrize(
+    "make", [linear, lambda: cosine(4000), VP, Flow], ids=["linear", "cosine", "VP", "flow"]
+)
 def test_times_in_half_precision(lib, make):
     """A level in half precision is that of float64, cast last, and its time is float32."""
     schedule = make()
@@ -169,7 +174,7 @@ def test_integer_times_of_any_width(lib, kind):
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero enc:RuntimeWarning")  # strict, dask: VP at 0
-@pytest.mark.parametrize("schedule", [VP(), LinearLogSNR()], ids=str)
+@pytest.mark.parametrize("schedule", [VP(), LinearLogSNR(), Flow(), EDM()], ids=str)
 def test_integer_times_of_a_continuous_schedule(lib, schedule):
     """0 and 1 are times too: the level is of floats, its time as well."""
     level = schedule(lib.asarray(np.asarray([0, 1], np.int32)))
@@ -181,7 +186,7 @@ def test_integer_times_of_a_continuous_schedule(lib, schedule):
 
 
 @pytest.mark.parametrize("kind", [int, np.int64, np.float32, np.asarray], ids=lambda k: k.__name__)
-@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR()], ids=str)
+@pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR(), Flow(), EDM()], ids=str)
 def test_numbers_of_any_kind_give_python_floats(schedule, kind):
     """One host number of any kind is one level of Python floats; so it is in `at`."""
     level = schedule(kind(1))

@@ -20,13 +20,14 @@ from ddpm_core.checkpoints.files import check_names, safetensors_module, write_w
 from ddpm_core.denoisers import Predictor
 from ddpm_core.nn.network import UNetConfig, parameter_shapes
 from ddpm_core.parameterisations import NAMED
-from ddpm_core.schedules import VP, Discrete, LinearLogSNR, Schedule
+from ddpm_core.schedules import EDM, VP, Discrete, Flow, LinearLogSNR, Schedule
 from ddpm_core.typing import Array
 
 KEY = "ddpm_core"
 DTYPES = ("float32", "float16", "float64")
 MAX_SIDE = 2**14  #: pixels
-_SCHEDULES = {kind.__name__: kind for kind in (Discrete, VP, LinearLogSNR)}
+_CONTINUOUS = {kind.__name__: kind for kind in (VP, LinearLogSNR, Flow, EDM)}
+_SCHEDULES = {Discrete.__name__: Discrete, **_CONTINUOUS}
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,7 +86,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     """
     to_bytes = safetensors_module("safetensors.numpy").save
     schedule, predicts = checkpoint.schedule, checkpoint.predicts
-    if not isinstance(schedule, (Discrete, VP, LinearLogSNR)) or predicts not in NAMED:
+    if not isinstance(schedule, (Discrete, VP, LinearLogSNR, Flow, EDM)) or predicts not in NAMED:
         raise ValueError(
             f"a checkpoint holds a schedule of {', '.join(_SCHEDULES)} and a target of "
             f"{', '.join(NAMED)}, not {type(schedule).__name__} and {predicts!r}"
@@ -145,8 +146,7 @@ def _schedule(about: Fields) -> Schedule:
     names = _known(fields, _SCHEDULES[kind])
     if kind == Discrete.__name__:
         return Discrete(tuple(fields.numbers("logsnr")))
-    numbers = {name: fields.number(name) for name in names}
-    return VP(**numbers) if kind == VP.__name__ else LinearLogSNR(**numbers)
+    return _CONTINUOUS[kind](**{name: fields.number(name) for name in names})
 
 
 def _known(about: Fields, kind: type) -> dict[str, Any]:

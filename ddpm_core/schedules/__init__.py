@@ -4,7 +4,7 @@ A schedule is immutable and hashable. Its numbers are computed on the host, in f
 device times is looked up in them in float32 or wider, and cast to its dtype last.
 """
 
-from ddpm_core.schedules.continuous import VP, LinearLogSNR
+from ddpm_core.schedules.continuous import EDM, VP, Flow, LinearLogSNR
 from ddpm_core.schedules.discrete import Discrete, from_alpha_bars, from_betas
 from ddpm_core.schedules.drawing import (
     Losses,
@@ -26,8 +26,10 @@ from ddpm_core.schedules.named import (
 from ddpm_core.schedules.protocol import Schedule
 
 __all__ = [
+    "EDM",
     "VP",
     "Discrete",
+    "Flow",
     "LinearLogSNR",
     "Losses",
     "Schedule",

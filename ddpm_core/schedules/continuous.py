@@ -1,4 +1,4 @@
-"""Schedules over the continuous times 0 .. 1."""
+"""Schedules over continuous times: 0 .. 1, and those of EDM, which are k = σ / α."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import is_numpy_array
 
-from ddpm_core.arrays import expm1, is_number, log, log_sigmoid
+from ddpm_core.arrays import exp, expm1, is_number, log, log_sigmoid
 from ddpm_core.levels import Level, from_logsnr
 from ddpm_core.schedules.protocol import cast_last, device_times, first_bad, host_times
 from ddpm_core.typing import Scalar
@@ -82,13 +82,7 @@ class VP(_Continuous):
             )
 
     def _logsnr(self, time: Scalar) -> Scalar:
-        noise = time * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * time)
-        if isinstance(time, float):
-            return math.inf if time <= 0 else -log(expm1(noise))
-        if is_numpy_array(time):
-            with np.errstate(divide="ignore"):
-                return -np.log(np.expm1(noise))
-        return -log(expm1(noise))
+        return -_log(expm1(time * (self.beta_min + 0.5 * (self.beta_max - self.beta_min) * time)))
 
     def _time(self, logsnr: Scalar) -> Scalar:
         # The positive root of (β_max - β_min) t² / 2 + β_min t = -log ᾱ, in its stable form.
@@ -124,3 +118,76 @@ class LinearLogSNR(_Continuous):
 
     def _time(self, logsnr: Scalar) -> Scalar:
         return (self.clean - logsnr) / (self.clean - self.noisy)
+
+
+@dataclass(frozen=True)
+class Flow(_Continuous):
+    """Rectified flow: x = (1 - u) x_0 + u eps on a straight path (Liu et al. 2023).
+
+    α / σ = (1 - u) / u,   u = s t / (1 + (s - 1) t),   s the shift (Esser et al. 2024)
+
+    so that log-SNR = 2 log((1 - t) / (s t)) at the time t. A shift of a shift is their product.
+    Time 0 is clean data, and at time 1 no data is left. A level has α² + σ² = 1: it is the flow's
+    x, divided by sqrt((1 - u)² + u²), that is at it. `denoisers.straight` gives a network the
+    flow's own x and u.
+
+    >>> Flow(shift=3.0)(0.5).logsnr == Flow()(0.75).logsnr
+    True
+    """
+
+    shift: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.shift < math.inf:
+            raise ValueError(f"shift must be positive and finite, but is {self.shift}")
+
+    def _logsnr(self, time: Scalar) -> Scalar:
+        return 2 * (_log(1 - time) - _log(self.shift * time))
+
+    def _time(self, logsnr: Scalar) -> Scalar:
+        return exp(log_sigmoid(-(logsnr / 2 + math.log(self.shift))))
+
+
+@dataclass(frozen=True)
+class EDM(_Continuous):
+    """The time is k = σ / α, the noise of x_0 + k eps (Karras et al. 2022, where it is σ).
+
+    log-SNR = -2 log k
+
+    sigma_min: the last noisy time of the grids `karras`, `log_snr` and `quad`
+    sigma_max: the noisiest time
+
+    Time 0 is clean data. A level has α² + σ² = 1: it is EDM's x, divided by sqrt(1 + k²), that is
+    at it. `denoisers.unscaled` and `denoisers.preconditioned` give a network what it expects.
+
+    >>> round(EDM()(80.0).alpha, 6)
+    0.012499
+    """
+
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"0 < sigma_min < sigma_max must hold, both finite, but they are {self.sigma_min} "
+                f"and {self.sigma_max}"
+            )
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        return 0.0, self.sigma_max
+
+    def _logsnr(self, time: Scalar) -> Scalar:
+        return -2 * _log(time)
+
+    def _time(self, logsnr: Scalar) -> Scalar:
+        return exp(-logsnr / 2)
+
+
+def _log(c: Scalar) -> Scalar:
+    """log c, and -inf where c is 0, of which NumPy would warn."""
+    if not is_numpy_array(c):
+        return log(c)
+    with np.errstate(divide="ignore"):
+        return log(c)

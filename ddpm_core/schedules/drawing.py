@@ -30,6 +30,7 @@ def draw(schedule: Schedule, u: Array) -> Level:
     xp = same_library(u=u)
     if is_numpy_array(u):
         _check_uniform(u)
+        u = u.astype(np.float64)
     u = widen(xp, u)  # of 1000 times, bfloat16 would reach about 250
     clean, noisiest = schedule.ends
     # A u below 1 that was cast to a narrower dtype may be 1, and its product with T may be T.

@@ -70,7 +70,7 @@ def _levels(schedule: Schedule) -> Level:
     """The noisy levels, cleanest first: all of a discrete schedule, 1000 of any other."""
     clean, noisiest = schedule.ends
     count = int(noisiest) if isinstance(schedule, Discrete) else 1000
-    return schedule(clean + (noisiest - clean) * np.arange(1, count + 1) / count)
+    return schedule(np.linspace(clean, noisiest, count + 1)[1:])  # whose end is exact
 
 
 def _variance_preserved(levels: Level) -> list[str]:

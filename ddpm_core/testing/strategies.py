@@ -14,8 +14,10 @@ from hypothesis import strategies as st
 
 from ddpm_core.levels import Level
 from ddpm_core.schedules import (
+    EDM,
     VP,
     Discrete,
+    Flow,
     LinearLogSNR,
     Schedule,
     alphabar_sigmoid,
@@ -67,8 +69,10 @@ def schedules(max_T: int = 200, *, zero_terminal: bool = False) -> st.SearchStra
         discrete_schedules(max_T),
         st.builds(VP, st.floats(0.01, 1.0), st.floats(1.0, 30.0)),
         st.builds(LinearLogSNR, st.floats(4.0, 15.0), st.floats(-15.0, -4.0)),
+        st.builds(EDM, st.floats(1e-4, 1e-2), st.floats(20.0, 200.0)),
     ]
     if zero_terminal:
+        kinds.append(st.builds(Flow, st.floats(0.2, 8.0)))
         kinds.append(discrete_schedules(max_T).filter(lambda s: s.T > 1).map(zero_terminal_snr))
     return st.one_of(kinds)
 
@@ -82,7 +86,7 @@ def grids(draw: st.DrawFn, schedule: Schedule, max_steps: int = 20) -> Array:
         times = draw(st.sets(st.integers(1, schedule.T), min_size=count, max_size=count))
         return np.array([*sorted(times, reverse=True), 0], dtype=np.float64)
     parts = draw(st.sets(st.integers(1, 1000), min_size=1, max_size=max_steps))
-    return clean + (noisiest - clean) * np.array([*sorted(parts, reverse=True), 0]) / 1000
+    return np.linspace(clean, noisiest, 1001)[[*sorted(parts, reverse=True), 0]]
 
 
 @st.composite
@@ -91,7 +95,8 @@ def levels(draw: st.DrawFn, schedule: Schedule, count: int) -> list[Level]:
     clean, noisiest = schedule.ends
     top = schedule.T if isinstance(schedule, Discrete) else 1000
     marks = draw(st.sets(st.integers(1, top), min_size=count, max_size=count))
-    return [schedule(clean + (noisiest - clean) * k / top) for k in sorted(marks, reverse=True)]
+    times = np.linspace(clean, noisiest, top + 1)
+    return [schedule(float(times[k])) for k in sorted(marks, reverse=True)]
 
 
 @st.composite
