@@ -5,18 +5,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 from array_api_compat import array_namespace
 
 from ddpm_core import arrays
-from ddpm_core.arrays import astype, check_function, device_of, is_number, on_host, same_library
+from ddpm_core.arrays import (
+    astype,
+    check_function,
+    combine,
+    device_of,
+    is_number,
+    on_host,
+    same_library,
+    sqrt,
+)
 from ddpm_core.levels import Level, check_levels
 from ddpm_core.parameterisations import Parameterisation, check_readable, eps, to_x0
 from ddpm_core.schedules import Discrete, Schedule
 from ddpm_core.schedules.protocol import check_is_schedule
-from ddpm_core.typing import Array
+from ddpm_core.typing import Array, Scalar
 
 
 class Denoiser(Protocol):
@@ -39,6 +49,80 @@ class VarianceDenoiser(Denoiser, Protocol):
 
 
 @dataclass(frozen=True)
+class Coordinates:
+    """What a network trained in other coordinates is shown of x_t and of its level.
+
+    scale: level -> what multiplies x_t
+    label: level -> the timestep
+
+    A process x = a x_0 + s eps is at the level where α / σ = a / s, and there it is sqrt(a² + s²)
+    x_t: that is the scale. What is predicted is a combination of x_0 and eps in all coordinates.
+    """
+
+    scale: Callable[[Level], Scalar]
+    label: Callable[[Level], Scalar]
+
+
+def straight(factor: float = 1.0) -> Coordinates:
+    """Of a rectified flow, x = (1 - u) x_0 + u eps: shown x = x_t / (α + σ) at u = σ / (α + σ).
+
+    factor: multiplies u in the label; 1000 for the flow networks of diffusers
+    """
+    return Coordinates(_straight_scale, partial(_straight_label, factor))
+
+
+def unscaled() -> Coordinates:
+    """Of EDM's D(x; k), x = x_0 + k eps: shown x = x_t / α at k = σ / α (Karras et al. 2022).
+
+    It predicts `x0`. ValueError at a host level without data, where k is infinite.
+    """
+    return Coordinates(_unscaled_scale, _ratio)
+
+
+def preconditioned(sigma_data: float = 0.5) -> Coordinates:
+    """Of EDM's raw network F: shown c_in x at c_noise (Karras et al. 2022, Table 1).
+
+    x = x_t / α,   c_in = 1 / sqrt(k² + sigma_data²),   c_noise = log(k) / 4,   k = σ / α
+
+    It predicts `parameterisations.edm(sigma_data)`. ValueError as in `unscaled`.
+    """
+    return Coordinates(partial(_input_scale, sigma_data), _noise_label)
+
+
+def _straight_scale(t: Level) -> Scalar:
+    return 1 / (t.alpha + t.sigma)
+
+
+def _straight_label(factor: float, t: Level) -> Scalar:
+    return factor * t.sigma / (t.alpha + t.sigma)
+
+
+def _unscaled_scale(t: Level) -> Scalar:
+    return 1 / _with_data(t).alpha
+
+
+def _ratio(t: Level) -> Scalar:
+    return t.sigma / _with_data(t).alpha
+
+
+def _input_scale(d: float, t: Level) -> Scalar:
+    return 1 / sqrt(t.sigma**2 + (d * t.alpha) ** 2)
+
+
+def _noise_label(t: Level) -> Scalar:
+    return -_with_data(t).logsnr / 8
+
+
+def _with_data(t: Level) -> Level:
+    if on_host(t.alpha) and np.any(np.asarray(t.alpha) == 0):
+        raise ValueError(
+            "sigma / alpha is infinite where alpha = 0, and no label for a network: use a schedule "
+            "that keeps some data, such as EDM()"
+        )
+    return t
+
+
+@dataclass(frozen=True)
 class Predictor:
     """A network, the schedule it was trained on, and what its output means: a denoiser.
 
@@ -51,6 +135,8 @@ class Predictor:
         network made for 0 .. 999 must scale
     predicts: what the output is; by default `eps`, as in Ho et al. 2020
     variance: the network also returns the v of a learned variance (Nichol & Dhariwal 2021)
+    coordinates: of the network, where they are not x_t and the schedule's time, such as
+        `straight()`. They need a level and not its time: levels of any schedule are read
 
     ValueError if the target does not determine x_0 at the schedule's noisiest level.
     """
@@ -59,10 +145,14 @@ class Predictor:
     schedule: Schedule
     predicts: Parameterisation = eps
     variance: bool = False
+    coordinates: Coordinates | None = None
 
     def __post_init__(self) -> None:
         check_is_schedule(self.schedule)
-        check_readable(self.predicts, self.schedule(self.schedule.ends[1]))
+        noisiest = self.schedule(self.schedule.ends[1])
+        check_readable(self.predicts, noisiest)
+        if self.coordinates is not None:
+            self.coordinates.label(noisiest)
 
     def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
         return self.both(x_t, t, **cond)[0]
@@ -74,7 +164,10 @@ class Predictor:
 
     def output(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         """The prediction y of the network, and the v of its variance or None: see `interpret`."""
-        return self.interpret(self.net(x_t, self.timestep(x_t, t), **cond), x_t)
+        time, shown = self.timestep(x_t, t), x_t
+        if self.coordinates is not None:
+            shown = combine((self.coordinates.scale(t), x_t))
+        return self.interpret(self.net(shown, time, **cond), x_t)
 
     def interpret(self, raw: Array, x_t: Array) -> tuple[Array, Array | None]:
         """The network's raw output for x_t as its prediction y, and the v of its variance or None.
@@ -101,18 +194,23 @@ class Predictor:
     def timestep(self, x_t: Array, t: Level) -> Array:
         """The timestep that the network is given at a level: (B,), float32.
 
-        ValueError if a host level is not on the network's schedule.
+        ValueError if a host level is not on the network's schedule, and no coordinates say what
+        the network is told of it.
         """
         check_levels(t=t)
         xp = array_namespace(x_t)
-        if on_host(t.time):
-            self._check_level(t)
-        shift = 1.0 if isinstance(self.schedule, Discrete) else 0.0
+        label, shift = t.time, 0.0
+        if self.coordinates is not None:
+            label = self.coordinates.label(t)
+        else:
+            shift = 1.0 if isinstance(self.schedule, Discrete) else 0.0
+            if on_host(t.time):
+                self._check_level(t)
         place = device_of(xp, x_t)
-        if is_number(t.time):
-            label = max(float(t.time) - shift, 0.0) if shift else float(t.time)
+        if is_number(label):
+            label = max(float(label) - shift, 0.0) if shift else float(label)
             return xp.full((x_t.shape[0],), label, dtype=xp.float32, **place)
-        time = xp.asarray(t.time, dtype=xp.float32, **place)
+        time = xp.asarray(label, dtype=xp.float32, **place)
         if shift:
             time = xp.maximum(time - shift, xp.zeros_like(time))
         return xp.broadcast_to(xp.reshape(time, (-1,)), (x_t.shape[0],))

@@ -16,7 +16,7 @@ from typing import TypeAlias
 
 import numpy as np
 
-from ddpm_core.arrays import check_function, check_pair, combine, is_number, on_host
+from ddpm_core.arrays import check_function, check_pair, combine, is_number, on_host, sqrt
 from ddpm_core.levels import Level, check_levels
 from ddpm_core.process import posterior_row
 from ddpm_core.schedules import Discrete, Schedule
@@ -49,10 +49,28 @@ def score(t: Level) -> Pair:
 def flow(t: Level) -> Pair:
     """The velocity eps - x_0 of a straight path (Liu et al. 2023; Lipman et al. 2023).
 
-    Levels have α² + σ² = 1, but a straight path is (1 - t) x_0 + t eps: a network trained on one
-    expects x_t / (α + σ), at t = σ / (α + σ).
+    A network trained on one is shown the path's own x and time by `denoisers.straight`.
     """
     return -1.0, 1.0
+
+
+def edm(sigma_data: float = 0.5) -> Parameterisation:
+    """The raw output F of EDM's network (Karras et al. 2022, Eq. 7).
+
+    x_0 = c_skip x + c_out F at x = x_t / α = x_0 + k eps,
+    c_skip = d² / (k² + d²),   c_out = k d / sqrt(k² + d²),   d = sigma_data, k = σ / α
+
+    so that F = ((σ / d) x_0 - d α eps) / sqrt(σ² + d² α²), which is -v where d = 1. The network is
+    shown its own x and label by `denoisers.preconditioned`.
+    """
+    if not 0 < sigma_data < np.inf:
+        raise ValueError(f"sigma_data must be positive and finite, but is {sigma_data}")
+    return partial(_edm, sigma_data)
+
+
+def _edm(d: float, t: Level) -> Pair:
+    norm = sqrt(t.sigma**2 + (d * t.alpha) ** 2)
+    return t.sigma / (d * norm), -d * t.alpha / norm
 
 
 def mu(schedule: Schedule) -> Parameterisation:

@@ -22,7 +22,7 @@ from ddpm_core.typing import Noise
 # So that weights are arguments of compiled functions and not constants in them; a network of
 # `JAX.network` is a pytree too. On import, because JAX asks what a Predictor is made of before any
 # function of this package is called.
-register_dataclass(Predictor, ["net"], ["schedule", "predicts", "variance"])
+register_dataclass(Predictor, ["net"], ["schedule", "predicts", "variance", "coordinates"])
 register_dataclass(Clipped, ["denoise"], ["low", "high"])
 register_dataclass(Scaled, ["net"], ["scale"])
 register_dataclass(PortableNoise, ["seed", "tables"], ["xp", "device", "dtype"])
