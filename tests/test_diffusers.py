@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 import ddpm_core as ddpm
-from ddpm_core import grids, samplers, schedules
+from ddpm_core import denoisers, grids, samplers, schedules
 from ddpm_core.arrays import log_sigmoid
 from ddpm_core.samplers.unipc import predictor_corrector
 from ddpm_core.testing.diffusers import unrolled
@@ -178,6 +178,70 @@ def test_edm(kind, ours):
     """x / α over k = σ / α, and the preconditioned network of Karras et al. 2022."""
     u = unrolled(kind(), STEPS)
     check(u, on(ddpm.VP(), ours, u))
+
+
+SHIFTS = pytest.mark.parametrize("shift", [1.0, 3.0, 0.4])
+
+
+def times_of_flow(shift):
+    """Theirs shifts the cleanest of its times twice."""
+    return np.append(np.linspace(1, shift / 1000 / (1 + (shift - 1) / 1000), STEPS), 0)
+
+
+@SHIFTS
+def test_flow_euler_is_ddim(shift):
+    """Euler on a straight path, whose u its network is told, times 1000."""
+    u = unrolled(diffusers.FlowMatchEulerDiscreteScheduler(shift=shift), STEPS)
+    mine = ddpm.ddim(schedules.Flow(shift), STEPS, times=times_of_flow(shift)).unroll()
+    assert max(differences(u, mine)) < 1e-12
+    label = denoisers.straight(1000).label(mine.levels)
+    assert np.allclose(u.levels.time, label, rtol=1e-12, atol=0)
+
+
+@SHIFTS
+def test_flow_heun(shift):
+    """Heun's method in the x and u of the straight path; `heun` is that in x / α and σ / α."""
+    u = unrolled(diffusers.FlowMatchHeunDiscreteScheduler(shift=shift), STEPS)
+    mine = heun_in_u(schedules.Flow(shift), STEPS, times_of_flow(shift))
+    assert max(differences(u, mine)) < 1e-12
+    times = np.linspace(0.9, 0.1, 5)
+    other = ddpm.heun(schedules.Flow(shift), 4, times=times).unroll()
+    assert differences(heun_in_u(schedules.Flow(shift), 4, times), other)[1] > 1e-2
+
+
+def heun_in_u(schedule, steps, times):
+    """x' = x + (u' - u) (v + v') / 2, the last step into clean data Euler's."""
+    grid = schedule(np.asarray(times))
+    u, clean = grid.sigma / (grid.alpha + grid.sigma), grid.sigma[-1] == 0
+    levels = grid.take(np.repeat(np.arange(steps + 1), 2)[1 : 2 * steps + 2 - clean])
+    norm, kept = levels.alpha + levels.sigma, []
+
+    def step(i, x_t, v, z):
+        x, number = x_t / norm[i], (i + 1) // 2
+        if i % 2 == 0:
+            kept[:] = [x, v]
+            x = x + (u[number + 1] - u[number]) * v
+        else:
+            x = kept[0] + (u[number] - u[number - 1]) * (kept[1] + v) / 2
+        return x * norm[i + 1]
+
+    return samplers.from_step(step, levels, ddpm.flow)
+
+
+def test_order_of_flow_heun():
+    found = ddpm.convergence(heun_in_u, (40, 80), schedules.Flow())
+    assert abs(found.slopes[0] - 2) < 0.15
+
+
+def test_flow_with_new_noise():
+    """stochastic_sampling forgets x at each step: x_s = α_s x_0 + σ_s z."""
+    kind = diffusers.FlowMatchEulerDiscreteScheduler
+    u = unrolled(kind(stochastic_sampling=True), STEPS)
+    wanted = np.zeros((2, STEPS + 1, STEPS))
+    i = np.arange(STEPS)
+    wanted[0, i + 1, i], wanted[1, i + 1, i] = u.levels.alpha[1:], u.levels.sigma[1:]
+    assert max(np.abs(u.y - wanted[0]).max(), np.abs(u.z - wanted[1]).max()) < 1e-12
+    assert np.abs(u.x[1:]).max() < 1e-12
 
 
 def even(n, **options):
@@ -495,7 +559,11 @@ def test_custom_timesteps():
         (partial(DDIM, thresholding=True), "thresholding must be off"),
         (partial(MULTISTEP, use_flow_sigmas=True), "use_flow_sigmas must be off"),
         (partial(DDPM, variance_type="learned_range"), "variance_type must be off"),
-        (diffusers.FlowMatchEulerDiscreteScheduler, "not of a variance-preserving"),
+        (partial(diffusers.AmusedScheduler, mask_token_id=0), "not of a variance-preserving"),
+        (
+            partial(diffusers.FlowMatchEulerDiscreteScheduler, invert_sigmas=True),
+            "invert_sigmas must be off",
+        ),
         (partial(DDIM, prediction_type="flow"), "prediction_type must be one of"),
         (partial(diffusers.DDIMInverseScheduler, clip_sample=False), "at clean data"),
     ],

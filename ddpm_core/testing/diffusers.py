@@ -13,8 +13,9 @@ from unittest.mock import patch
 import numpy as np
 
 from ddpm_core.levels import Level, from_logsnr
-from ddpm_core.parameterisations import Pair, Parameterisation, eps, v, x0
+from ddpm_core.parameterisations import Pair, Parameterisation, edm, eps, flow, v, x0
 from ddpm_core.samplers.unrolled import Unrolled, from_step
+from ddpm_core.schedules import Flow
 from ddpm_core.typing import Array
 
 _PREDICTS: dict[str, Parameterisation] = {"epsilon": eps, "sample": x0, "v_prediction": v}
@@ -23,7 +24,7 @@ _PREDICTS: dict[str, Parameterisation] = {"epsilon": eps, "sample": x0, "v_predi
 def unrolled(
     scheduler: Any, steps: int | None = None, *, timesteps: Any = None, **step: Any
 ) -> Unrolled:
-    """What a variance-preserving or EDM scheduler of diffusers computes, call by call.
+    """What a scheduler of diffusers computes, call by call, in variance-preserving coordinates.
 
     scheduler: is copied, not changed. With steps or timesteps it is made anew from its config;
         without them it is taken as it stands, with the float32 tables that it has
@@ -36,16 +37,23 @@ def unrolled(
     levels: those at which the network is called, and then the one where the scheduler ends. Their
         time is the timestep that the network is given, plus 1 where -1 would be clean data
 
-    ValueError for what is not linear, such as clip_sample, and for flow matching.
+    ValueError for what is not linear, such as clip_sample.
     """
     kind, config = cast(Any, type(scheduler)), scheduler.config
-    for name in ("clip_sample", "thresholding", "use_flow_sigmas", "variance_type"):
+    for name in (
+        "clip_sample",
+        "thresholding",
+        "use_flow_sigmas",
+        "invert_sigmas",
+        "variance_type",
+    ):
         value = config.get(name)
         if value and not str(value).startswith("fixed"):
             raise ValueError(f"{name} must be off, but is {value}")
-    if not hasattr(scheduler, "scale_model_input"):
-        raise ValueError(f"{kind.__name__} is not of a variance-preserving or EDM process")
-    predicts = _predicts(config)
+    straight = kind.__name__.startswith("FlowMatch")
+    if not (straight or hasattr(scheduler, "scale_model_input")):
+        raise ValueError(f"{kind.__name__} is not of a variance-preserving, EDM or flow process")
+    predicts = flow if straight else _predicts(config)
     with _in_float64(kind) as (torch, draws):
         made: Any = copy.deepcopy(scheduler)
         if steps is not None or timesteps is not None:
@@ -59,10 +67,14 @@ def unrolled(
 
         def call(of: Any, i: int, x: Any, y: Any, z: Any) -> Any:
             draws[:] = [z]
-            of.scale_model_input(x, of.timesteps[i])
+            if not straight:
+                of.scale_model_input(x, of.timesteps[i])
             return of.step(y, of.timesteps[i], x, **step).prev_sample
 
-        levels, scales = _levels(dry, call, predicts, torch.ones(1, 1))
+        if straight:
+            levels, scales = _levels_of_flow(dry)
+        else:
+            levels, scales = _levels(dry, call, predicts, torch.ones(1, 1))
         return from_step(
             lambda i, x, y, z: call(made, i, x / scales[i], y, z) * scales[i + 1],
             levels,
@@ -78,15 +90,19 @@ def _predicts(config: Any) -> Parameterisation:
         raise ValueError(f"prediction_type must be one of {', '.join(_PREDICTS)}, but is {name}")
     if "sigma_data" not in config:
         return _PREDICTS[name]
-    data, sign = float(config["sigma_data"]), -1.0 if name == "v_prediction" else 1.0
+    raw = edm(float(config["sigma_data"]))
 
-    def preconditioned(t: Level) -> Pair:
-        """±F, where x_0 = c_skip x / α + c_out F (Karras et al. 2022, Table 1)."""
-        k = t.sigma / t.alpha
-        norm = np.sqrt(k**2 + data**2)
-        return sign * k / (data * norm), -sign * data / norm
+    def negated(t: Level) -> Pair:
+        a, b = raw(t)
+        return -a, -b
 
-    return preconditioned
+    return negated if name == "v_prediction" else raw
+
+
+def _levels_of_flow(made: Any) -> tuple[Level, Array]:
+    """The levels of a straight path, and what multiplies the scheduler's x there."""
+    levels = Flow()(np.asarray(made.sigmas))._replace(time=np.append(made.timesteps, 0.0))
+    return levels, levels.alpha + levels.sigma
 
 
 def _levels(
