@@ -29,7 +29,7 @@ OPTIONS = [
 
 #: The panels of the figure: title, and the names of its lines.
 PANELS = {
-    "First order, and Heun's method": ("ddim", "heun"),
+    "First order, Heun's method, and BDIA": ("ddim", "heun", "bdia"),
     "Adams-Bashforth": ("lms", "plms", "ipndm", "deis_2", "deis_3"),
     "DPM-Solver": ("dpm_solver_2", "dpm_solver_3", "dpm_solver_2m", "dpm_solver_3m"),
     "DPM-Solver++": ("dpmpp_2s", "dpmpp_2m", "dpmpp_3m"),
@@ -45,6 +45,7 @@ REASONS = """\
   readings at noisy points, whose spread around the mean path is of the order of the step. `er_sde` adds little noise, and measures higher
   at these steps.
 - `edm_stochastic` and `restart` are `heun` between exact additions of noise. The churn of `edm_stochastic` is cut off at few steps.
+- `bdia` with gamma below 1 is of order 1, with (1 - gamma) / (1 + gamma) of the error of `ddim`.
 - `lms` starts with a step of order 1. It hardly shows here, and dominates at very many steps: the slope is 3.6 at 2560.
 - `sa_solver` without noise is an Adams predictor and corrector; with three past readings in each its order is 4."""
 
@@ -223,7 +224,8 @@ exact marginal of N(1, 1/4). The slopes are between {", ".join(map(str, STEPS))}
 |---|---|---|---|---|---|---|---|---|---|---|
 {rows_of(rows)}
 
-Solvers that read eps, and `er_sde`, cannot start at alpha = 0. `ddim_inversion` goes from data to noise and is not in the table.
+Solvers that read eps, and `er_sde`, cannot start at alpha = 0. `ddim_inversion` and `bdia_inversion` go from data to noise and are not
+in the table.
 
 Reasons for p, where a paper's name promises another:
 

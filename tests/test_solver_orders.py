@@ -22,6 +22,7 @@ from ddpm_core.samplers import (
     extended,
     first_order,
     registry,
+    reversible,
     unipc,
 )
 from ddpm_core.samplers.registry import ENTRIES
@@ -75,7 +76,7 @@ def test_order(name):
         assert found.slopes[-1] <= p + 0.5, found.slopes
 
 
-FAMILIES = (adams, dpm_solver, edm, extended, first_order, unipc)
+FAMILIES = (adams, dpm_solver, edm, extended, first_order, reversible, unipc)
 
 
 def test_every_solver_is_registered():

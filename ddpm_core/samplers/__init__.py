@@ -6,6 +6,7 @@ The solvers, and their other names, are listed in `registry`.
 from ddpm_core.samplers import registry
 from ddpm_core.samplers.extended import er_sde_5
 from ddpm_core.samplers.registry import *  # noqa: F403  (an editor follows its __all__)
+from ddpm_core.samplers.reversible import decode, encode
 from ddpm_core.samplers.run import Noise, Step, sample, sample_kernel, trajectory
 from ddpm_core.samplers.tables import Row, Sampler, State, advance, levels_of, table, terms
 from ddpm_core.samplers.unrolled import Unrolled, from_step
@@ -18,6 +19,8 @@ __all__ = [
     "Step",
     "Unrolled",
     "advance",
+    "decode",
+    "encode",
     "er_sde_5",
     "from_step",
     "levels_of",

@@ -9,7 +9,7 @@ import numpy as np
 from ddpm_core.grids import Grid, trailing
 from ddpm_core.levels import steps_of, tau
 from ddpm_core.process import Variance, posterior_row, small
-from ddpm_core.samplers.tables import Sampler, levels_of, table, terms
+from ddpm_core.samplers.tables import Sampler, levels_of, rising_levels_of, table, terms
 from ddpm_core.schedules import Schedule
 
 
@@ -79,17 +79,7 @@ def ddim_inversion(
     `sample` with it takes x at the first of its levels, as which clean data may be taken where that
     level has little noise, and returns x at the noisiest.
     """
-    if times is None:
-        times = grid(schedule, steps + 1)[-2::-1]
-    times = np.asarray(times, dtype=np.float64)
-    if not np.all(np.diff(times) > 0):
-        raise ValueError(f"times must rise, from a level with noise, but are {times}")
-    levels = levels_of(schedule, steps, times=times[::-1]).take(slice(None, None, -1))
-    if levels.sigma[0] == 0:
-        raise ValueError(
-            f"ddim_inversion cannot start at clean data, time {levels.time[0]:g}, which has no "
-            f"eps; start at a level with a little noise, as which the data may be taken"
-        )
+    levels = rising_levels_of("ddim_inversion", schedule, steps, grid, times)
     t, s = steps_of(levels)
     x_t, _, x_0, _ = terms()
     eps = (x_t - t.alpha * x_0) / t.sigma

@@ -26,12 +26,15 @@ from ddpm_core.samplers.dpm_solver import (
 from ddpm_core.samplers.edm import edm_stochastic, heun, restart
 from ddpm_core.samplers.extended import er_sde
 from ddpm_core.samplers.first_order import ancestral, ddim, ddim_inversion
+from ddpm_core.samplers.reversible import bdia, bdia_inversion
 from ddpm_core.samplers.tables import Sampler
 from ddpm_core.samplers.unipc import sa_solver, unipc_1, unipc_2, unipc_3
 
 #: What `from ddpm_core.samplers.registry import *` gives `ddpm_core.samplers`.
 __all__ = [
     "ancestral",
+    "bdia",
+    "bdia_inversion",
     "by_name",
     "ddim",
     "ddim_inversion",
@@ -101,6 +104,7 @@ _DDIM = "Song et al. 2021, DDIM"
 _DPM, _DPMPP = "Lu et al. 2022a, DPM-Solver", "Lu et al. 2022b, DPM-Solver++"
 _DEIS = "Zhang & Chen 2023, DEIS"
 _UNIPC = "Zhao et al. 2023, UniPC"
+_BDIA = "Zhang et al. 2023, BDIA"
 
 ENTRIES = (
     Entry(dpmpp_2m, 2, _DPMPP),
@@ -111,6 +115,7 @@ ENTRIES = (
     Entry(unipc_3, 4, _UNIPC),
     # Euler's method on the probability flow, in x / α over k = σ / α (Song et al. 2021, Eq. 14).
     Entry(ddim, 1, _DDIM, aliases=("euler", "dpm_solver_1", "deis_1")),
+    Entry(bdia, 2, _BDIA),
     Entry(heun, 2, "Karras et al. 2022, EDM", reads="eps", calls=2),
     Entry(lms, 4, "Hairer et al. 1993, III.5", reads="eps"),
     Entry(plms, 2, "Liu et al. 2022, PNDM", reads="eps"),
@@ -137,6 +142,7 @@ ENTRIES = (
     Entry(edm_stochastic, 2, "Karras et al. 2022, EDM", reads="eps", calls=2, takes_noise=True),
     Entry(restart, 2, "Xu et al. 2023, Restart", reads="eps", calls=2, takes_noise=True),
     Entry(ddim_inversion, 1, _DDIM, from_noise=False),
+    Entry(bdia_inversion, 2, _BDIA, from_noise=False),
 )
 
 _BY_NAME = {name: entry for entry in ENTRIES for name in entry.names}

@@ -247,6 +247,29 @@ def levels_of(schedule: Schedule, steps: int, grid: Grid = trailing, times: Any 
     return levels
 
 
+def rising_levels_of(
+    name: str, schedule: Schedule, steps: int, grid: Grid = trailing, times: Any = None
+) -> Level:
+    """The levels (steps + 1,) of a sampler from data to noise, the cleanest, with noise, first.
+
+    name: of the sampler
+    grid: where times is None, those of grid(schedule, steps + 1) but the clean one
+    times: steps + 1 times of the schedule, strictly rising
+    """
+    if times is None:
+        times = grid(schedule, steps + 1)[-2::-1]
+    times = np.asarray(times, dtype=np.float64)
+    if not np.all(np.diff(times) > 0):
+        raise ValueError(f"times must rise, from a level with noise, but are {times}")
+    levels = levels_of(schedule, steps, times=times[::-1]).take(slice(None, None, -1))
+    if levels.sigma[0] == 0:
+        raise ValueError(
+            f"{name} cannot start at clean data, time {levels.time[0]:g}, which has no eps; start "
+            f"at a level with a little noise, as which the data may be taken"
+        )
+    return levels
+
+
 def terms(readings: int = 1) -> tuple[Array, ...]:
     """(x, anchor, m_0, m_1, ..., z) as unit vectors, in which a solver's equation can be written.
 
