@@ -1,8 +1,8 @@
 """Denoising diffusion probabilistic models (Ho, Jain, Abbeel 2020) for every array library.
 
 What a first hour needs is here. The rest is in the rooms `ddpm_core.schedules`, `grids`,
-`parameterisations`, `kernels`, `losses`, `likelihood`, `samplers`, `certificates`, `nn`,
-`checkpoints`, `backends` and `testing`.
+`parameterisations`, `guidance`, `kernels`, `losses`, `likelihood`, `samplers`, `certificates`,
+`nn`, `checkpoints`, `backends` and `testing`.
 """
 
 from ddpm_core.backends import backend

@@ -15,6 +15,7 @@ from ddpm_core import arrays
 from ddpm_core.arrays import (
     astype,
     check_function,
+    check_pair,
     combine,
     device_of,
     is_number,
@@ -231,6 +232,28 @@ class Predictor:
             )
 
 
+def both(denoise: Denoiser, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
+    """x_0, and the v of a learned variance; None of a denoiser that has no method `both`."""
+    method = getattr(denoise, "both", None)
+    return (denoise(x_t, t, **cond), None) if method is None else method(x_t, t, **cond)
+
+
+@dataclass(frozen=True)
+class Wrapped:
+    """A denoiser around others, made of a function (x_t, t, **cond) -> (x_0, v or None)."""
+
+    of: Callable[..., tuple[Array, Array | None]]
+
+    def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
+        return self.both(x_t, t, **cond)[0]
+
+    def both(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
+        """x_0, and the v of a learned variance, or None."""
+        check_pair(x_t=x_t)
+        check_levels(t=t)
+        return self.of(x_t, t, **cond)
+
+
 def clip(denoise: Denoiser, low: float = -1.0, high: float = 1.0) -> Clipped:
     """The denoiser with its x_0 clipped to the range of the data.
 
@@ -254,6 +277,5 @@ class Clipped:
 
     def both(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         """The clipped x_0, and the wrapped denoiser's v; None if it has no method `both`."""
-        both = getattr(self.denoise, "both", None)
-        x_0, v = (self.denoise(x_t, t, **cond), None) if both is None else both(x_t, t, **cond)
+        x_0, v = both(self.denoise, x_t, t, **cond)
         return arrays.clip(x_0, self.low, self.high), v

@@ -9,6 +9,7 @@ inputs. Under JAX every case runs under `jax.jit` and also eagerly, under dask w
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,16 @@ from array_api_compat import array_namespace, is_numpy_array
 from array_api_extra.testing import lazy_xp_function
 
 import ddpm_core as ddpm
-from ddpm_core import Level, gaussians, losses, parameterisations, process, samplers, schedules
+from ddpm_core import (
+    Level,
+    gaussians,
+    guidance,
+    losses,
+    parameterisations,
+    process,
+    samplers,
+    schedules,
+)
 from ddpm_core.arrays import device_of, fit
 from ddpm_core.nn import Ops, UNetConfig, parameter_shapes, unet
 
@@ -126,6 +136,15 @@ FULL = ddpm.GaussianOracle(MEAN, FACTOR @ FACTOR.T)
 MIXTURE = ddpm.MixtureOracle([0.3, 0.7], rng.standard_normal((2, *SHAPE[1:])), [0.5, 0.1])
 DATASET = ddpm.DatasetOracle(rng.standard_normal((5, *SHAPE[1:])))
 PREDICT = ddpm.Predictor(net, SCHEDULE)
+PLUS = guidance.cfg_pp(0.6, ddpm.levels_of(SCHEDULE, 3, times=[700, 500, 300, 0]))
+
+
+def of_class(x_t: Any, t: Level, y: Any) -> Any:
+    return DATASET(x_t, t) + fit(y, x_t)
+
+
+def guided(scale: Any, **options: Any) -> Any:
+    return guidance.guided(DATASET, GAUSSIAN, scale, **options)
 
 
 def fitted(g: ddpm.Gaussian) -> tuple[Any, Any]:
@@ -165,6 +184,25 @@ CASES: dict[str, Case] = {
         lambda x, y, z, t, s: ddpm.Predictor(net, Continuous(), predicts=ddpm.v)(x, t), 8
     ),
     "clip": Case(lambda x, y, z, t, s: ddpm.clip(PREDICT)(x, t), 32),  # σ / α is 12 at 700
+    "guided": Case(lambda x, y, z, t, s: guided(3.0)(x, t), 32),
+    "guided rescale": Case(lambda x, y, z, t, s: guided(3.0, rescale=0.7)(x, t), 32),
+    "guided within": Case(lambda x, y, z, t, s: guided(guidance.within(3.0, -4, 0))(x, t), 32),
+    "guided cfg_pp": Case(lambda x, y, z, t, s: guided(PLUS)(x, t), 32),
+    "classifier_free": Case(
+        lambda x, y, z, t, s: guidance.classifier_free(of_class, 3.0, {"y": -1})(
+            x, t, y=y[:, 0, 0]
+        ),
+        32,
+    ),
+    "classifier": Case(
+        lambda x, y, z, t, s: guidance.classifier(DATASET, lambda x, t: 0.1 * x, 2.0)(x, t), 64
+    ),  # σ² / α is 12 at 700
+    "projected": Case(
+        lambda x, y, z, t, s: guidance.projected(DATASET, GAUSSIAN, 3.0, norm=0.5)(x, t), 32
+    ),
+    "dynamic_threshold": Case(
+        lambda x, y, z, t, s: guidance.dynamic_threshold(guided(3.0), 0.8)(x, t), 32
+    ),
     "reverse": Case(lambda x, y, z, t, s: fitted(ddpm.reverse(GAUSSIAN)(x, t, s)), 8),
     "reverse large": Case(
         lambda x, y, z, t, s: fitted(ddpm.reverse(GAUSSIAN, ddpm.large)(x, t, s)), 8
@@ -467,6 +505,18 @@ def test_loss_of_halves_is_in_float32(lib: Any, half: str) -> None:
     )
 
 
+def test_guidance_of_halves_is_in_float32(lib: Any, half: str) -> None:
+    """From ±300 and half of it one comes back to ±300, though 300² is no float16."""
+    for guide in (guidance.projected, partial(guidance.guided, rescale=1.0)):
+        agree(
+            lib,
+            lambda x, guide=guide: guide(lambda *_: x, lambda *_: 0.5 * x, 2.0)(x, T),
+            [np.where(np.arange(12) % 3, 300.0, -300.0).reshape(SHAPE)],
+            c=1,
+            dtype=half,
+        )
+
+
 # The UNet. --------------------------------------------------------------------------------------
 
 CONFIG = UNetConfig(
@@ -517,6 +567,7 @@ MIXED: dict[str, Callable[[Any, Any], Any]] = {
     "loss of a network": lambda x, y: ddpm.loss(ddpm.Predictor(lambda *_: y, SCHEDULE), x, x, T),
     "loss of a denoiser": lambda x, y: ddpm.loss(lambda *_: y, x, x, T),
     "predictor": lambda x, y: ddpm.Predictor(lambda *_: y, SCHEDULE)(x, T),
+    "guided": lambda x, y: guidance.guided(lambda *_: x, lambda *_: y, 2.0)(x, T),
     "reverse": lambda x, y: ddpm.reverse(lambda *_: y)(x, T, S),
     "reverse_sample": lambda x, y: GAUSSIAN.reverse_sample(x, y, T, S),
     "sample": lambda x, y: ddpm.sample(lambda *_: y, SAMPLERS["ddim"], x),
@@ -577,13 +628,17 @@ def test_scan_is_the_loop(lib: Any, name: str) -> None:
 @pytest.mark.lanes("torch")
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`")
 def test_torch_compiles_one_graph(lib: Any) -> None:
-    """advance and q_posterior trace under torch.compile(fullgraph=True): no break, same numbers."""
+    """The functions trace under torch.compile(fullgraph=True): no break, same numbers."""
     import torch
 
     row = SAMPLERS["dpmpp_2m"].rows()[1]
     cases = {
         "advance": lambda x, y, m: ddpm.advance(row, samplers.State(x, x, (m,)), y).point,
         "q_posterior": lambda x, y, m: fitted(ddpm.q_posterior(x, y, T, S)),
+        "guided": lambda x, y, m: guidance.guided(
+            lambda x, t: 0.5 * x, lambda x, t: y, guidance.within(3.0, -4, 0), rescale=0.7
+        )(x, T),
+        "cfg_pp": lambda x, y, m: guidance.guided(lambda x, t: 0.5 * x, lambda x, t: y, PLUS)(x, T),
     }
     for case in cases.values():
         compiled = torch.compile(case, fullgraph=True, backend="eager")

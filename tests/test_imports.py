@@ -29,6 +29,7 @@ ROOMS = [
     "process",
     "parameterisations",
     "denoisers",
+    "guidance",
     "kernels",
     "losses",
     "noise",
