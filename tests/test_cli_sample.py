@@ -19,6 +19,7 @@ from ddpm_core.checkpoints import load, save
 from ddpm_core.cli import datasets, pictures
 from ddpm_core.cli import sample as sampling
 from ddpm_core.cli.sample import SAMPLERS, draw, parse_classes
+from ddpm_core.guidance import guided, within
 from ddpm_core.models import bundled
 from ddpm_core.nn import UNetConfig
 from ddpm_core.schedules import Discrete
@@ -123,6 +124,43 @@ def test_classes(here, model):
     assert all((a != b).any() for i, a in enumerate(pictures) for b in pictures[:i])
 
 
+def test_guidance(here, model, capsys):
+    """--guidance draws from `guided` of the model with its class and with none, then clipped."""
+    checkpoint, on = load(model), ddpm.backend("numpy")
+    predict = checkpoint.predictor(on.network)
+    solver = ddpm.dpmpp_2m(checkpoint.schedule, 2)
+    x = ddpm.portable_noise(0)(0, (3, 1, 4, 6))
+
+    def drawn(scale):
+        denoise = ddpm.clip(guided(predict, lambda x, t, y: predict(x, t, y=0 * y - 1), scale))
+        images = ddpm.sample(denoise, solver, x, y=np.zeros(3, np.int64))
+        return np.hstack((images[:, 0] + 1) * 127.5)
+
+    def found(*options):
+        sheet = sample(model, "--scale", 1, *options)[2:6]
+        return np.hstack([sheet[:, 2 + 8 * i : 8 + 8 * i] for i in range(3)])
+
+    inside = ["--guidance-interval", -3, 99]  # the second of two steps
+    for scale, options in (
+        (3.0, ["--guidance", 3]),
+        (-1.0, ["--guidance", -1]),
+        (within(3.0, -3, 99), ["--guidance", 3, *inside]),
+    ):
+        np.testing.assert_allclose(found(*options), drawn(scale), atol=0.51)
+        y = np.zeros(3, np.int64)
+        (x_0,) = draw(checkpoint, on, solver, 3, y, 0, 2, guidance=scale, quiet=True)
+        np.testing.assert_allclose(np.hstack(x_0[:, 0] * 127.5 + 127.5), drawn(scale), atol=0.1)
+    plain = found()
+    np.testing.assert_array_equal(found("--guidance", 1), plain)
+    np.testing.assert_array_equal(found("--guidance", 9, "--guidance-interval", 98, 99), plain)
+    assert (found("--guidance", 3) != plain).mean() > 0.1
+    assert (found("--guidance", 3) != found("--guidance", 3, *inside)).mean() > 0.1
+    folder = ["--steps", 2, "--count", 1, "--out-dir", "d", "--guidance", 3]
+    run("sample", "--model", model, *folder)
+    message = fails(capsys, "sample", "--model", model, *folder, "--resume", *inside)
+    assert "d holds samples of guidance_interval None, not [-3.0, 99.0]" in message
+
+
 def test_gif_is_the_process(here, model):
     """A GIF has a frame per network call, the model's x_0, and ends with the picture."""
     found = sample(model, "--gif", "process.gif", "--steps", 4)
@@ -161,6 +199,7 @@ def test_out_dir(here, model, capsys):
         ("--seed", 1, "seed 0, not 1"), ("--steps", 3, "steps 2, not 3"),
         ("--sampler", "ddim", "sampler dpmpp_2m, not ddim"),
         ("--classes", "dog", r"classes \[0, 1, 2\], not \[1\]"),
+        ("--guidance", 2, "guidance None, not 2.0"),
     ):  # fmt: skip
         message = fails(capsys, *options, "--count", 4, "--resume", option, value)
         assert re.search(f"d holds samples of {said}", message)
@@ -376,6 +415,26 @@ BAD_SAMPLES = {
     "class number": (["--classes", "3"], "no class '3'"),
     "no classes": (["--model", "plain.safetensors", "--classes", "cat"], "has no classes"),
     "sampler": (["--sampler", "ddpm"], "no sampler 'ddpm'; there are dpmpp_2m, dpmpp_3m, dpmpp_2s"),
+    "guidance nan": (["--guidance", "nan"], "--guidance must be a finite number, but is nan"),
+    "guidance text": (["--guidance", "strong"], "Invalid value for '--guidance'"),
+    "guidance none": (["--guidance", "2", "--classes", "none"], "but --classes asks for none"),
+    "guidance plain": (
+        ["--model", "plain.safetensors", "--guidance", "2"],
+        "this model has no classes",
+    ),
+    "guidance never": (
+        ["--model", "never.safetensors", "--guidance", "2"],
+        "never trained without one, or its file does not say which of its classes stands for none",
+    ),
+    "interval alone": (
+        ["--guidance-interval", "-2", "2"],
+        "--guidance-interval goes with --guidance",
+    ),
+    "interval": (
+        ["--guidance", "2", "--guidance-interval", "2", "-2"],
+        "--guidance-interval must be LOW HIGH, but is 2 -2",
+    ),
+    "interval of one": (["--guidance-interval", "2"], "requires 2 arguments"),
     "steps 0": (["--steps", "0"], "Invalid value for '--steps'"),
     "steps > T": (
         ["--steps", "101"],
@@ -441,6 +500,7 @@ def test_bad_sample(here, model, capsys, arguments, message):
         save("shape.safetensors", tiny(params=good.params | {"conv_out.bias": np.zeros(2)}))
     plain = UNetConfig(channels=1, out_channels=1, widths=(4,), groups=4, attention=())
     save("plain.safetensors", tiny(config=plain, labels=()))
+    save("never.safetensors", tiny(unconditional=False))
     before = set(here.rglob("*"))
     sheet = [] if "--out-dir" in arguments and "--out" not in arguments else ["--grid", "1x1"]
     options = ["--model", model, *sheet, "--steps", 2, *arguments]

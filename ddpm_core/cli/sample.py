@@ -22,6 +22,7 @@ from ddpm_core.cli import pictures
 from ddpm_core.cli.options import BackendName, Device, check_seed, open_backend
 from ddpm_core.cli.progress import Bar, counted, progress
 from ddpm_core.denoisers import clip
+from ddpm_core.guidance import Scale, classifier_free, within
 from ddpm_core.samplers import Sampler, trajectory
 from ddpm_core.samplers.registry import ENTRIES
 from ddpm_core.schedules import Discrete
@@ -133,6 +134,21 @@ def sample(
             "network once a step.",
         ),
     ] = 20,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            rich_help_panel=_HOW,
+            help="How strongly each image is driven towards its class and away from none "
+            "(classifier-free guidance): 1 is not at all.",
+        ),
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH", rich_help_panel=_HOW,
+            help="The log-SNR within which there is guidance: everywhere by default.",
+        ),
+    ] = None,
     batch: Annotated[
         int,
         typer.Option(
@@ -163,6 +179,7 @@ def sample(
         pictures.check_place(out_dir, out_dir.suffix.lower())
     if gif is not None:
         pictures.check_place(gif, ".gif")
+    strength = parse_guidance(guidance, guidance_interval)
     places = None if grid is None else parse_grid(grid)
     asked = None if ids is None and count is None else parse_ids(ids, count)
 
@@ -174,6 +191,8 @@ def sample(
         )
     solver = SAMPLERS[sampler](schedule, steps)
     dealt = deal(classes, checkpoint)
+    if guidance is not None:
+        _check_guidable(checkpoint, dealt)
     rows, columns = places or _default_grid(asked, 0 if dealt is None else len(dealt))
     wanted = np.arange(rows * columns) if asked is None and rows * columns <= MOST else asked
     if wanted is None or (grid is not None and len(wanted) > rows * columns):
@@ -187,13 +206,15 @@ def sample(
         batches = -(-len(numbers) // batch)
         with progress(batches * solver.nfe, "Sampling") as bar:
             yield from _batches(
-                checkpoint, on, solver, numbers, dealt, seed, batch, bar, process=process
-            )
+                checkpoint, on, solver, numbers, dealt, seed, batch, bar,
+                process=process, guidance=strength,
+            )  # fmt: skip
 
     if out_dir is not None:
         about = {
             "model": _fingerprint(checkpoint), "sampler": sampler, "steps": steps, "seed": seed,
-            "classes": None if dealt is None else dealt.tolist(),
+            "classes": None if dealt is None else dealt.tolist(), "guidance": guidance,
+            "guidance_interval": guidance_interval and list(guidance_interval),
         }  # fmt: skip
         written = _write_folder(run, checkpoint, out_dir, wanted, about, resume)
     elif out.suffix.lower() == ".npz":
@@ -203,10 +224,12 @@ def sample(
         written = _write_sheet(
             run, checkpoint, out, gif, wanted, dealt, (rows, columns), scale, frames
         )
-    typer.echo(
-        f"{written}: {len(wanted)} images of {model}, {sampler}, {steps} steps, {solver.nfe} "
-        f"network calls."
-    )
+    how = f"{sampler}, {steps} steps"
+    if guidance is not None:
+        how += f", guidance {guidance:g}"
+    if guidance_interval is not None:
+        how += " from log-SNR {:g} to {:g}".format(*guidance_interval)
+    typer.echo(f"{written}: {len(wanted)} images of {model}, {how}, {solver.nfe} network calls.")
 
 
 def _write_folder(
@@ -287,24 +310,25 @@ def draw(
     seed: int,
     batch: int,
     *,
+    guidance: Scale | None = None,
     process: bool = False,
     quiet: bool = False,
 ) -> list[Array]:
     """Samples, the last of the list: NumPy arrays (count, C, H, W).
 
     y: (count,), the class of each, -1 for none; None for a model without classes
+    guidance: the scale of classifier-free guidance, with y; None for none
     process: with the x_0 that the model saw before, call by call
 
     ValueError if one is not finite.
     """
     batches = -(-count // batch)
     with progress(batches * solver.nfe, "Sampling", quiet=quiet) as bar:
-        parts = [
-            states
-            for _, states in _batches(
-                checkpoint, on, solver, np.arange(count), y, seed, batch, bar, process=process
-            )
-        ]
+        drawn = _batches(
+            checkpoint, on, solver, np.arange(count), y, seed, batch, bar,
+            process=process, guidance=guidance,
+        )  # fmt: skip
+        parts = [states for _, states in drawn]
     return [np.concatenate(states) for states in zip(*parts, strict=True)]
 
 
@@ -319,9 +343,11 @@ def _batches(
     bar: Bar,
     *,
     process: bool,
+    guidance: Scale | None,
 ) -> Generator[tuple[Array, list[Array]]]:
     """Ids, and what `draw` gives of them, batch by batch."""
-    denoise = clip(checkpoint.predictor(on.network))
+    predict = checkpoint.predictor(on.network)
+    denoise = clip(predict if guidance is None else classifier_free(predict, guidance, {"y": -1}))
     noise = on.portable_noise(seed)
     shape = (checkpoint.config.channels, *checkpoint.size)
     for first in range(0, len(ids), batch):
@@ -379,6 +405,35 @@ def parse_ids(ids: str | None, count: int | None) -> Array:
             f"2^31, but is {ids!r}"
         )
     return np.arange(first, end)
+
+
+def parse_guidance(scale: float | None, interval: tuple[float, float] | None) -> Scale | None:
+    """The scale, within the interval if there is one."""
+    if scale is None:
+        if interval is not None:
+            raise ValueError("--guidance-interval goes with --guidance")
+        return None
+    if not math.isfinite(scale):
+        raise ValueError(f"--guidance must be a finite number, but is {scale}")
+    if interval is None:
+        return scale
+    low, high = interval
+    if not low < high:
+        raise ValueError(f"--guidance-interval must be LOW HIGH, but is {low:g} {high:g}")
+    return within(scale, low, high)
+
+
+def _check_guidable(checkpoint: Checkpoint, dealt: Array | None) -> None:
+    if dealt is None:
+        raise ValueError("--guidance is towards a class, but this model has no classes")
+    if (dealt == -1).all():
+        raise ValueError("--guidance is towards a class, but --classes asks for none")
+    if not checkpoint.unconditional:
+        raise ValueError(
+            "--guidance is away from no class, but this model was never trained without one, or "
+            "its file does not say which of its classes stands for none: for that one, see "
+            "ddpm_core.guidance.classifier_free"
+        )
 
 
 def deal(classes: str | None, checkpoint: Checkpoint) -> Array | None:
