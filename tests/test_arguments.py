@@ -9,6 +9,7 @@ import pytest
 
 import ddpm_core as ddpm
 from ddpm_core import backend, samplers
+from ddpm_core.certificates import law_of
 from ddpm_core.nn import UNetConfig, initialise
 
 SCHEDULE = ddpm.linear()
@@ -104,7 +105,15 @@ MISTAKES = {
     ),
     "law: swapped": (
         lambda: ddpm.law(ddpm.GaussianOracle([0.0], 1.0), DDIM),
-        "oracle must be a GaussianOracle, but is a ddpm_core Sampler",
+        "denoise must be a function, such as GaussianOracle(...), but is a ddpm_core Sampler",
+    ),
+    "law: data that are not Gaussian": (
+        lambda: ddpm.law(DDIM, PREDICT, np.zeros(3)),
+        "data must be the GaussianOracle that what is drawn is compared with, but is a numpy",
+    ),
+    "law_of: swapped": (
+        lambda: law_of(ddpm.GaussianOracle([0.0], 1.0), lambda x, noise: x),
+        "data must be the GaussianOracle that what is drawn is compared with, but is a Python",
     ),
     "convergence: a sampler": (
         lambda: ddpm.convergence(DDIM),

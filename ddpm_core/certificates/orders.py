@@ -1,7 +1,4 @@
-"""Certificates of samplers: what they draw, exactly, and how fast they converge.
-
-Both take a `Sampler`, or a foreign solver as an `Unrolled`.
-"""
+"""How fast solvers converge, measured."""
 
 from __future__ import annotations
 
@@ -11,8 +8,8 @@ from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
-from ddpm_core.arrays import check_function, kind
-from ddpm_core.gaussians import Gaussian, kl
+from ddpm_core.arrays import check_function
+from ddpm_core.certificates.laws import law
 from ddpm_core.levels import Level
 from ddpm_core.likelihood.ode import State, dop853
 from ddpm_core.oracles import GaussianOracle, MixtureOracle
@@ -22,71 +19,6 @@ from ddpm_core.typing import Array
 
 #: (schedule, steps, times=...) -> a sampler
 Solver: TypeAlias = Callable[..., Sampler | Unrolled]
-
-
-class Law(NamedTuple):
-    """The normal distribution that a sampler draws from, and how far it is from the data's.
-
-    mean: (*D)
-    variances: (D,), along the columns of the oracle's basis, or of each coordinate without one
-    cov: the covariance, (D, D)
-    kl: KL(data ‖ sampler) in nats, data meaning q(x) at the level where the sampler ends; inf where
-        just one of the two has variance 0 in some direction
-    w2: the Wasserstein-2 distance between them
-    """
-
-    mean: Array
-    variances: Array
-    cov: Array
-    kl: float
-    w2: float
-
-
-def law(sampler: Sampler | Unrolled, oracle: GaussianOracle, *, exact_start: bool = False) -> Law:
-    """What a sampler with the exact denoiser of N(m, C) draws: exactly, without drawing.
-
-    In the basis of C's eigenvectors every coordinate of the sample is affine in its own x_T and
-    noises, for the reading at a point x is m + gain (x - α m), gain = α c / (α² c + σ²).
-
-    exact_start: x_T is a draw of q(x_T) and not of N(0, I)
-
-    >>> from ddpm_core import ddim, linear
-    >>> round(float(law(ddim(linear(), 10), GaussianOracle([0.0], 0.25)).variances[0]), 6)
-    0.136867
-    """
-    if not isinstance(oracle, GaussianOracle):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"oracle must be a GaussianOracle, but is {kind(oracle)}")
-    table = sampler.unroll() if isinstance(sampler, Sampler) else sampler
-    n, c = table.nfe, oracle.variances
-    m = oracle.mean.reshape(-1)
-    m = m if oracle.basis is None else m @ oracle.basis
-    first, points, last = (table.levels.take(i) for i in (0, slice(n), n))
-    gain = points.alpha * c[:, None] / (points.alpha**2 * c[:, None] + points.sigma**2)  # (D, n)
-    # By the chain rule, from the last reading to the first: how much of each is in the sample.
-    of_reading = np.broadcast_to(table.y[n], gain.shape).copy()
-    for j in reversed(range(n)):
-        of_reading[:, j] += (of_reading * gain)[:, j + 1 :] @ table.y[j + 1 : n, j]
-    of_point = of_reading * gain
-    of_start = table.x[n] + of_point @ table.x[:n]
-    of_noise = table.z[n] + of_point @ table.z[:n]
-    start_mean, start_var = (first.alpha * m, _var(first, c)) if exact_start else (0.0, 1.0)
-    mean = of_start * start_mean + m * (of_reading * (1 - gain * points.alpha)).sum(axis=1)
-    var = of_start**2 * start_var + (of_noise**2).sum(axis=1)
-    data = Gaussian((last.alpha * m)[None], _var(last, c)[None])
-    w2 = np.sqrt(((mean - data.mean) ** 2 + (np.sqrt(var) - np.sqrt(data.var)) ** 2).sum())
-    basis = np.eye(len(c)) if oracle.basis is None else oracle.basis
-    return Law(
-        (basis @ mean).reshape(oracle.mean.shape),
-        var,
-        (basis * var) @ basis.T,
-        float(kl(data, Gaussian(mean[None], var[None]))[0]),
-        float(w2),
-    )
-
-
-def _var(t: Level, c: Array) -> Array:
-    """The variance of x_t, for data of variance c."""
-    return t.alpha**2 * c + t.sigma**2
 
 
 class Convergence(NamedTuple):
