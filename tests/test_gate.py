@@ -136,6 +136,7 @@ FULL = ddpm.GaussianOracle(MEAN, FACTOR @ FACTOR.T)
 MIXTURE = ddpm.MixtureOracle([0.3, 0.7], rng.standard_normal((2, *SHAPE[1:])), [0.5, 0.1])
 DATASET = ddpm.DatasetOracle(rng.standard_normal((5, *SHAPE[1:])))
 PREDICT = ddpm.Predictor(net, SCHEDULE)
+STEP = ddpm.ancestral(SCHEDULE, 4, variance=ddpm.large).rows()[1]
 PLUS = guidance.cfg_pp(0.6, ddpm.levels_of(SCHEDULE, 3, times=[700, 500, 300, 0]))
 
 
@@ -226,6 +227,9 @@ CASES: dict[str, Case] = {
     "mixture log_prob of data": Case(lambda x, y, z, t, s: MIXTURE.log_prob(x), 8),
     "dataset": Case(lambda x, y, z, t, s: DATASET(x, t), 8),
     "dataset log_prob": Case(lambda x, y, z, t, s: DATASET.log_prob(x, t), 8),
+    "log_prob_of_step": Case(
+        lambda x, y, z, t, s: samplers.log_prob_of_step(STEP, samplers.State(x, x, ()), y, z), 8
+    ),
     "loss denoiser": Case(lambda x, y, z, t, s: ddpm.loss(DATASET, x, y, t), 8),
     "loss p2": Case(lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, losses.p2()), 8),
     "loss min_snr": Case(lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, ddpm.min_snr()), 8),

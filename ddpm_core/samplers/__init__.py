@@ -8,7 +8,16 @@ from ddpm_core.samplers.extended import er_sde_5
 from ddpm_core.samplers.registry import *  # noqa: F403  (an editor follows its __all__)
 from ddpm_core.samplers.reversible import decode, encode
 from ddpm_core.samplers.run import Noise, Step, sample, sample_kernel, trajectory
-from ddpm_core.samplers.tables import Row, Sampler, State, advance, levels_of, table, terms
+from ddpm_core.samplers.tables import (
+    Row,
+    Sampler,
+    State,
+    advance,
+    levels_of,
+    log_prob_of_step,
+    table,
+    terms,
+)
 from ddpm_core.samplers.unrolled import Unrolled, from_step
 
 __all__ = [
@@ -24,6 +33,7 @@ __all__ = [
     "er_sde_5",
     "from_step",
     "levels_of",
+    "log_prob_of_step",
     "sample",
     "sample_kernel",
     "table",

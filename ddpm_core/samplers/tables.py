@@ -14,7 +14,17 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace, is_jax_namespace
 
-from ddpm_core.arrays import astype, check_function, combine, is_half, is_number, same_shape
+from ddpm_core.arrays import (
+    astype,
+    check_function,
+    check_pair,
+    combine,
+    is_half,
+    is_number,
+    same_shape,
+    widen,
+)
+from ddpm_core.gaussians import Gaussian, log_prob
 from ddpm_core.grids import Grid, check_steps, trailing
 from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Parameterisation, reading, x0
@@ -208,6 +218,34 @@ def advance(
         xp = array_namespace(new_point)
         new_point, new_anchor, *kept = (xp.astype(a, dtype) for a in (new_point, new_anchor, *kept))
     return State(new_point, new_anchor, tuple(kept))
+
+
+def log_prob_of_step(row: Row, state: State, y: Array, x_next: Array) -> Array:
+    """log p(x_next | state): how likely a row was to draw its next point (B,).
+
+    log N(x_next; mean, c²), the mean what `advance` makes of z = 0, c the row's coefficient of z
+
+    row, state, y: as `advance` took them
+    x_next: (B, *D), the point of the state that `advance` returned
+
+    The sum over a sampler's rows is the log density of the whole path given x_T. It is what policy
+    gradients need (Black et al. 2024, DDPO), differentiable in y on torch and JAX. Half-precision
+    states give a float32 result.
+
+    ValueError if the row takes no noise, as none does that ends at clean data: leave it out, since
+    its point is no random choice.
+    """
+    on_z = row.point[-1]
+    if is_number(on_z) and on_z == 0:
+        raise ValueError(
+            "this row takes no noise, so that its point has no density: leave it out of the sum, "
+            "as the row into clean data"
+        )
+    xp = check_pair(point=state.point, x_next=x_next)
+    point, anchor, *memory = (widen(xp, a) for a in (state.point, state.anchor, *state.memory))
+    x_next = widen(xp, x_next)
+    mean = advance(row, State(point, anchor, tuple(memory)), y, xp.zeros_like(x_next)).point
+    return log_prob(Gaussian(mean, on_z**2), x_next)
 
 
 def _alike(a: Array, x: Array) -> bool:
