@@ -50,6 +50,16 @@ def test_train_torch():
     assert float(re.search(r"distance to the spiral: (\S+)", said)[1]) < 1
 
 
+def test_reward():
+    """A reward rises by much more than the error of its mean over 512 samples, 0.02."""
+    pytest.importorskip("torch")
+    said = output("reward.py", "--steps", "1000", "--updates", "40")
+    rewards = [float(value) for value in re.findall(r"reward (\S+)", said)]
+    assert 0.1 < rewards[0] < 0.5  # of the spiral, a fifth lies in the circle
+    assert rewards[-1] > rewards[0] + 0.3
+    assert all(np.diff(rewards) > -0.05)
+
+
 @pytest.mark.skipif(
     not Path("/usr/share/datasets/fashion-mnist").exists(), reason="apt: dataset-fashion-mnist"
 )
