@@ -130,12 +130,22 @@ def where(condition: Any, c: Scalar, d: Scalar) -> Scalar:
     like = d if is_number(c) else c
     dtype = None if is_number(like) else like.dtype
 
-    def beside(a: Scalar) -> Array:
+    def shaped(a: Scalar) -> Array:
         if is_number(a):
             return xp.full((1,) * rank, float(a), dtype=dtype, **device_of(xp, condition))
         return xp.reshape(a, a.shape + (1,) * (rank - a.ndim))
 
-    return xp.where(beside(condition), beside(c), beside(d))
+    return xp.where(shaped(condition), shaped(c), shaped(d))
+
+
+def beside(table: Array, x: Array) -> Array:
+    """A NumPy table as an array of x's library, device and dtype; any other array as it is."""
+    if not is_numpy_array(table):
+        return table
+    if is_numpy_array(x):
+        return table.astype(x.dtype, copy=False)
+    xp = array_namespace(x)
+    return xp.asarray(table, dtype=x.dtype, **device_of(xp, x))
 
 
 def clip(x: Array, low: float, high: float) -> Array:

@@ -134,6 +134,8 @@ FACTOR = rng.standard_normal((4, 4))
 GAUSSIAN = ddpm.GaussianOracle(MEAN, VAR)
 FULL = ddpm.GaussianOracle(MEAN, FACTOR @ FACTOR.T)
 MIXTURE = ddpm.MixtureOracle([0.3, 0.7], rng.standard_normal((2, *SHAPE[1:])), [0.5, 0.1])
+BLOCKS = np.stack([FACTOR @ FACTOR.T, FACTOR.T @ FACTOR + np.eye(4)])
+FULL_MIXTURE = ddpm.MixtureOracle([0.3, 0.7], MIXTURE.means, BLOCKS)
 DATASET = ddpm.DatasetOracle(rng.standard_normal((5, *SHAPE[1:])))
 PREDICT = ddpm.Predictor(net, SCHEDULE)
 STEP = ddpm.ancestral(SCHEDULE, 4, variance=ddpm.large).rows()[1]
@@ -217,6 +219,8 @@ CASES: dict[str, Case] = {
     "full log_prob": Case(lambda x, y, z, t, s: FULL.log_prob(x, t), 8),
     "full reverse_sample": Case(lambda x, y, z, t, s: FULL.reverse_sample(x, z, t, s), 8),
     "mixture": Case(lambda x, y, z, t, s: MIXTURE(x, t), 8),
+    "full mixture": Case(lambda x, y, z, t, s: FULL_MIXTURE(x, t), 8),
+    "full mixture log_prob": Case(lambda x, y, z, t, s: FULL_MIXTURE.log_prob(x, t), 8),
     "mixture log_prob": Case(lambda x, y, z, t, s: MIXTURE.log_prob(x, t), 8),
     "mixture reverse": Case(
         lambda x, y, z, t, s: (lambda w, g: (w, g.mean, g.var + 0.0 * g.mean))(

@@ -33,6 +33,7 @@ ROOMS = [
     "kernels",
     "losses",
     "noise",
+    "measurements",
     "oracles",
     "likelihood",
     "samplers",
