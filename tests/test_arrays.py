@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import importlib
 import math
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from array_api_compat import array_namespace
+from array_api_extra.testing import lazy_xp_function
 from hypothesis import given
 from hypothesis import strategies as st
 
 from ddpm_core import arrays
-from ddpm_core.arrays import check_pair, combine, fit, is_number, on_host, where, widen
+from ddpm_core.arrays import check_pair, combine, fit, is_number, on_host, vjp, where, widen
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -146,3 +149,66 @@ def test_clip_is_between(lib):
     assert isinstance(got, type(x))
     if lib.has_values:
         np.testing.assert_array_equal(lib.to_numpy(got), [-1.0, -0.25, math.nan, 0.5, 0.5])
+
+
+W = np.random.default_rng(0).standard_normal((3, 3))
+
+
+def gradient(x, w):
+    """Of Σ log cosh(x w): its Jacobian w diag(sech²(x w)) wᵀ is symmetric."""
+    return array_namespace(x).tanh(x @ w) @ w.T
+
+
+def pulled(x, u, w, f=gradient):
+    out, pull = vjp(lambda x: f(x, w), x)
+    return out, pull(u), pull(0.0 * u)
+
+
+lazy_xp_function(pulled)
+
+
+def test_vjp_is_the_jacobian(lib):
+    """u -> Jᵀ u of a symmetric J: by the library's derivatives, or by differences."""
+    x, u = np.random.default_rng(1).standard_normal((2, 4, 3)).astype(np.float32)
+    out, found, zero = pulled(*map(lib.asarray, (x, u, W.astype(np.float32))))
+    assert found.dtype == lib.xp.float32
+    if lib.has_values:
+        expected = u @ W / np.cosh(x @ W) ** 2 @ W.T
+        np.testing.assert_allclose(lib.to_numpy(out), gradient(x, W), rtol=1e-5, atol=1e-5)
+        # Differences have the square of h = eps^(1/3), and eps / h, times third derivatives.
+        atol = 1e-4 if lib.name in ("torch", "jax") else 2e-2
+        np.testing.assert_allclose(lib.to_numpy(found), expected, rtol=0, atol=atol)
+        np.testing.assert_array_equal(lib.to_numpy(zero), 0)
+
+
+@pytest.mark.lanes("torch", "jax")
+def test_vjp_transposes(lib):
+    """Where the library differentiates, it is Jᵀ u also of a J that is not symmetric."""
+    x, u = np.random.default_rng(1).standard_normal((2, 4, 3)).astype(np.float32)
+    f = lambda x, w: array_namespace(x).tanh(x @ w)
+    found = pulled(*map(lib.asarray, (x, u, W.astype(np.float32))), f)[1]
+    np.testing.assert_allclose(
+        lib.to_numpy(found), u / np.cosh(x @ W) ** 2 @ W.T, rtol=0, atol=1e-4
+    )
+
+
+@pytest.mark.lanes("torch")
+def test_vjp_within_inference_mode(lib):
+    """It differentiates where samples are drawn: README's loop runs in torch's inference mode."""
+    x = np.random.default_rng(1).standard_normal((4, 3)).astype(np.float32)
+    net = importlib.import_module("torch").nn.Linear(3, 3)
+    with importlib.import_module("torch").inference_mode():
+        out, pull = vjp(net, lib.asarray(x))
+        found = pull(lib.asarray(x))
+    assert not out.requires_grad
+    expected = x @ net.weight.detach().numpy()
+    np.testing.assert_allclose(found.numpy(), expected, rtol=0, atol=1e-5)
+
+
+@given(st.integers(0, 99), st.sampled_from([1e-8, 1.0, 1e8]))
+def test_vjp_by_differences_knows_the_size_of_u(seed, size):
+    """In float64 the error is eps^(2/3), whatever u is: the step shrinks as u grows."""
+    x, u = np.random.default_rng(seed).standard_normal((2, 4, 3))
+    found = pulled(x, size * u, W)[1]
+    expected = size * u @ W / np.cosh(x @ W) ** 2 @ W.T
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e4 * EPS ** (2 / 3) * size)

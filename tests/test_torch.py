@@ -9,7 +9,8 @@ import pytest
 
 import ddpm_core as ddpm
 from ddpm_core import Level, Predictor, advance, dpmpp_2m
-from ddpm_core.nn import Ops, UNetConfig, initialise
+from ddpm_core.arrays import vjp
+from ddpm_core.nn import Ops, UNetConfig, initialise, unet
 from ddpm_core.samplers import Row, State
 
 torch = pytest.importorskip("torch")
@@ -178,11 +179,27 @@ def test_layouts_of_a_gpu(ops, inputs, monkeypatch):
         assert all(seen["conv"])
 
 
-def test_inference_keeps_no_gradients(inputs):
-    """Nor when its input asks for them."""
-    _, x, _, y = inputs
-    net = Torch().network(PARAMS, CONFIG)
-    assert not net(x.requires_grad_(), torch.tensor([3.0, 7.0]), y).requires_grad
+@pytest.mark.parametrize("widths", [(32, 64), (128,)])
+def test_inference_has_derivatives_by_x(widths):
+    """Those of the reference, where its input asks for them; elsewhere it keeps no graph."""
+    config = UNetConfig(widths=widths, blocks=1, attention=(0,))
+    rng = np.random.default_rng(0)
+    params = {
+        name: p + 0.02 * rng.standard_normal(p.shape).astype(np.float32)
+        for name, p in initialise(config, rng).items()
+    }
+    net = Torch().network(params, config)
+    x, u = torch.from_numpy(rng.standard_normal((2, 2, 3, 8, 8), dtype=np.float32))
+    t = torch.tensor([3.0, 7.0])
+    weights = {name: torch.from_numpy(p).requires_grad_() for name, p in params.items()}
+    reference = lambda x: unet(weights, x, t, config=config, ops=Ops())
+    assert not net(x, t).requires_grad
+    with torch.inference_mode():  # as samples are drawn
+        out, pull = vjp(lambda x: net(x, t), x)
+    expected, wanted = vjp(reference, x)
+    expected, wanted = expected.detach(), wanted(u).detach()
+    torch.testing.assert_close(out, expected, rtol=0, atol=1e-4 * float(expected.abs().max()))
+    torch.testing.assert_close(pull(u), wanted, rtol=0, atol=1e-4 * float(wanted.abs().max()))
 
 
 def test_weights_of_a_graph_are_read_in_place():

@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map_only
 from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend, Network
 from ddpm_core.nn import Ops, UNetConfig, check_inputs
+from ddpm_core_torch.convolution import Packed
 from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps, TorchOps
 
 if TYPE_CHECKING:
@@ -162,20 +163,32 @@ class Torch(Backend):
 
 
 class TorchNetwork:
-    """The UNet without gradients: x is cast to the backend's dtype, and the output back."""
+    """The UNet for inference: x is cast to the backend's dtype, and the output back.
+
+    It keeps what derivatives need only where x requires them, and then runs uncompiled.
+    """
 
     def __init__(self, net: Network, on: Torch) -> None:
         self.net, self.on = net, on
         self._call = on.compile(net.__call__) if on.compiled else net
 
-    @torch.no_grad()
     def __call__(self, x: Tensor, timestep: Tensor, y: Tensor | None = None) -> Tensor:
         if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             check_inputs(x, timestep, y, self.net.config, next(iter(self.net.packed.values())))
         if len(x) == 0:  # which fast convolutions do not take
             check_inputs(x, timestep, y, self.net.config)
             return x.new_empty((0, self.net.config.out_channels, *x.shape[2:]))
-        return self._call(x.to(self.on.dtype), timestep, y).to(x.dtype)
+        derived = x.requires_grad and torch.is_grad_enabled()
+        with torch.set_grad_enabled(derived):
+            call = self._differentiable() if derived else self._call
+            return call(x.to(self.on.dtype), timestep, y).to(x.dtype)
+
+    def _differentiable(self) -> Network:
+        """The same on the same weights, by operations that torch differentiates."""
+        if not isinstance(self.net.ops, InferenceOps):
+            return self.net
+        packed = {k: p.weight if isinstance(p, Packed) else p for k, p in self.net.packed.items()}
+        return Network(packed, self.net.config, ChannelsLastOps())
 
     def __reduce__(self) -> Any:
         return TorchNetwork, (self.net, self.on)  # what was compiled is compiled again
