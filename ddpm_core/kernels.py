@@ -17,6 +17,23 @@ from ddpm_core.schedules import Discrete, Schedule
 from ddpm_core.typing import Array, Scalar
 
 
+class Step(Protocol):
+    """p(x_s | x_t) as samplers need it, such as a `Gaussian`: its mean, and its draws."""
+
+    @property
+    def mean(self) -> Array: ...
+
+    def reparameterise(self, z: Array) -> Array:
+        """A draw, for z standard normal of the mean's shape."""
+        ...
+
+
+class Kernel(Protocol):
+    """A reverse kernel that can be drawn from; it need not have independent coordinates."""
+
+    def __call__(self, x_t: Array, t: Level, s: Level, **cond: Any) -> Step: ...
+
+
 class Reverse(Protocol):
     """A reverse kernel: p(x_s | x_t) for any s < t."""
 

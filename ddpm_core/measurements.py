@@ -77,6 +77,7 @@ class Measurement:
             )
         if not is_number(self.var) or not 0 <= self.var < math.inf:
             raise ValueError(f"var must be a finite number, at least 0, but is {self.var!r}")
+        object.__setattr__(self, "var", float(self.var))
 
     def y_beside(self, x: Array) -> Array:
         """y, of x's library, dtype and device."""
@@ -164,12 +165,12 @@ def grey(shape: tuple[int, ...], weights: Sequence[float] = (0.299, 0.587, 0.114
     """
     if shape[0] != len(weights):
         raise ValueError(f"{len(weights)} weights do not fit {shape[0]} channels of shape {shape}")
-    return along_axes([np.array([weights], dtype=np.float64), *(np.eye(n) for n in shape[1:])])
+    return along_axes([[weights], *(np.eye(n) for n in shape[1:])])
 
 
 def matrix(a: Array, shape: tuple[int, ...] | None = None) -> Operator:
     """The matrix a, (M, D), of the host, on data of D coordinates of any shape."""
-    return along_axes([np.array(a, dtype=np.float64)], shape)
+    return along_axes([a], shape)
 
 
 def along_axes(matrices: Sequence[Array], shape: tuple[int, ...] | None = None) -> Operator:
@@ -181,7 +182,10 @@ def along_axes(matrices: Sequence[Array], shape: tuple[int, ...] | None = None) 
     The singular value decomposition is the product of those of the matrices. A value below the
     rounding of the largest counts as 0.
     """
-    rows, columns = zip(*(np.shape(a) for a in matrices), strict=True)
+    matrices = [np.array(a, dtype=np.float64) for a in matrices]
+    if any(a.ndim != 2 for a in matrices):
+        raise ValueError(f"matrices must be (M, D), but are {[a.shape for a in matrices]}")
+    rows, columns = zip(*(a.shape for a in matrices), strict=True)
     shape = columns if shape is None else shape
     if math.prod(shape) != math.prod(columns):
         raise ValueError(f"matrices of {columns} columns do not fit data of shape {shape}")

@@ -396,7 +396,7 @@ def _at_hand(measurement: Measurement) -> tuple[Operator, Array, float]:
         raise ValueError(
             f"an oracle is given one y, of shape (1, *M), but y has {tuple(measurement.y.shape)}"
         )
-    return measurement.operator, np.asarray(measurement.y), float(measurement.var)
+    return measurement.operator, np.asarray(measurement.y), measurement.var
 
 
 def _condition(m: Array, root: Array, measurement: Measurement) -> tuple[Array, Array, int, float]:
@@ -406,14 +406,11 @@ def _condition(m: Array, root: Array, measurement: Measurement) -> tuple[Array, 
     R W [var / (g² + var)]^½. Without noise the density is over the directions with g > 0, rank in
     number, and -inf if y differs in another; with noise it is over all, and rank is 0.
     """
-    operator, given, var = _at_hand(measurement)
-    a = operator.matrix()
+    operator, y, var = _at_hand(measurement)
+    a, y = operator.matrix(), y.reshape(-1)
     u, g, w = np.linalg.svd(a @ root)
     size = np.linalg.norm
     rank = int((g > max(a.shape) * _EPS * size(a) * size(root)).sum())
-    # What y has that A x never has, says nothing of x.
-    inverse: Any = np.linalg.pinv(a)
-    y = a @ (inverse @ given.reshape(-1))
     z = u.T @ (y - a @ m)
     g, left = g[:rank], np.ones(len(m))
     mean = m + root @ w[:rank].T @ (g / (g**2 + var) * z[:rank])
@@ -423,8 +420,9 @@ def _condition(m: Array, root: Array, measurement: Measurement) -> tuple[Array, 
         spread = np.full(len(y), var)
         spread[:rank] += g**2
         return mean, root, 0, _log_normal(z, spread)
-    slack = 64 * np.finfo(given.dtype).eps * (size(y) + size(a @ m))
-    fits = size(z[rank:]) <= slack
+    # What y has that A x never has, says nothing of x: Aᵀ removes it.
+    slack = 64 * np.finfo(y.dtype).eps * (size(a.T @ y) + size(a.T @ a @ m))
+    fits = size(a.T @ u[:, rank:] @ z[rank:]) <= slack
     return mean, root, rank, _log_normal(z[:rank], g**2) if fits else -math.inf
 
 

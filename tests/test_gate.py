@@ -22,7 +22,9 @@ from ddpm_core import (
     Level,
     gaussians,
     guidance,
+    inverse,
     losses,
+    measurements,
     parameterisations,
     process,
     samplers,
@@ -150,6 +152,18 @@ def guided(scale: Any, **options: Any) -> Any:
     return guidance.guided(DATASET, GAUSSIAN, scale, **options)
 
 
+POOLED = measurements.along_axes([np.full((1, 2), 0.5), [[0.8, -0.2], [0.3, 0.6]]])
+SEEN = measurements.Measurement(POOLED, rng.standard_normal((1, 1, 2)))
+NOISY = measurements.Measurement(POOLED, SEEN.y, 0.25)
+
+
+def drawn(kernel: Any, *args: Any) -> tuple[Any, Any]:
+    """A kernel's mean and draw."""
+    x, z, t, s = args
+    step = kernel(x, t, s)
+    return step.mean, step.reparameterise(z)
+
+
 def fitted(g: ddpm.Gaussian) -> tuple[Any, Any]:
     """A Gaussian's mean and variance as arrays: a variance of the host stays there."""
     return g.mean, fit(g.var, g.mean) + 0.0 * g.mean
@@ -234,6 +248,16 @@ CASES: dict[str, Case] = {
     "log_prob_of_step": Case(
         lambda x, y, z, t, s: samplers.log_prob_of_step(STEP, samplers.State(x, x, ()), y, z), 8
     ),
+    "ddnm": Case(lambda x, y, z, t, s: inverse.ddnm(MIXTURE, SEEN)(x, t), 64),
+    "diffpir": Case(lambda x, y, z, t, s: inverse.diffpir(MIXTURE, NOISY)(x, t), 64),
+    "replaced": Case(
+        lambda x, y, z, t, s: drawn(inverse.replaced(ddpm.reverse(MIXTURE), SEEN), x, z, t, s), 64
+    ),
+    "ddrm": Case(lambda x, y, z, t, s: drawn(inverse.ddrm(MIXTURE, NOISY), x, z, t, s), 64),
+    "ddrm noiseless": Case(
+        lambda x, y, z, t, s: drawn(inverse.ddrm(MIXTURE, SEEN), x, z, t, s), 64
+    ),
+    "interpolate": Case(lambda x, y, z, t, s: inverse.interpolate(x, y, z, x, 0.3, t), 8),
     "loss denoiser": Case(lambda x, y, z, t, s: ddpm.loss(DATASET, x, y, t), 8),
     "loss p2": Case(lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, losses.p2()), 8),
     "loss min_snr": Case(lambda x, y, z, t, s: ddpm.loss(PREDICT, x, y, t, ddpm.min_snr()), 8),
@@ -284,6 +308,23 @@ def test_is_float64_everywhere(lib: Any, name: str) -> None:
     """The same to c eps of float64: nothing on the way is float32. MLX has none on its devices."""
     f, c = CASES[name]
     agree(lib, f, inputs(), c, "float64", EACH, on_device=True, also_eager=False)
+
+
+DERIVATIVES: dict[str, Callable[..., Any]] = {
+    "pigdm": lambda x, y, z, t, s: inverse.pigdm(MIXTURE, NOISY)(x, t),
+    "pigdm spread": lambda x, y, z, t, s: inverse.pigdm(MIXTURE, SEEN, lambda t: t.sigma)(x, t),
+    "mmps": lambda x, y, z, t, s: inverse.mmps(MIXTURE, NOISY, 3)(x, t),
+    "dps": lambda x, y, z, t, s: fitted(inverse.dps(MIXTURE, NOISY)(x, t, s)),
+}
+
+
+@pytest.mark.parametrize("kind", LEVELS)
+@pytest.mark.parametrize("name", DERIVATIVES)
+def test_derivatives_are_float64_numpy(lib: Any, name: str, kind: str) -> None:
+    """The same to c eps^(2/3), for what differentiates the denoiser: by differences, or not."""
+    levels, on_device = LEVELS[kind]
+    c = 64 * float(np.finfo(np.float32).eps) ** (-1 / 3)
+    agree(lib, DERIVATIVES[name], inputs(), c, levels=levels, on_device=on_device, also_eager=False)
 
 
 # Schedules at times of the device. --------------------------------------------------------------

@@ -38,6 +38,7 @@ ROOMS = [
     "likelihood",
     "samplers",
     "certificates",
+    "inverse",
     "nn",
     "models",
     "checkpoints",

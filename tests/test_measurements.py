@@ -178,6 +178,8 @@ def test_refusals():
         blur((4,), 0.0)
     with pytest.raises(ValueError, match="3 weights do not fit 1 channels"):
         grey((1, 2, 4))
+    with pytest.raises(ValueError, match=r"must be \(M, D\), but are \[\(2,\)\]"):
+        matrix(np.ones(2))
     with pytest.raises(ValueError, match=r"matrices of \(6,\) columns do not fit .* \(2, 2\)"):
         matrix(np.ones((2, 6)), (2, 2))
     with pytest.raises(ValueError, match="eps has shape"):

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from ddpm_core.arrays import check_function, check_pair, combine, kind
 from ddpm_core.denoisers import Denoiser
-from ddpm_core.kernels import Reverse
+from ddpm_core.kernels import Kernel
 from ddpm_core.levels import Level
+from ddpm_core.process import q_step
 from ddpm_core.samplers.tables import Row, Sampler, advance
 from ddpm_core.typing import Array, Lincomb, Noise
 
@@ -100,7 +101,7 @@ def sample(
 
 
 def sample_kernel(
-    reverse: Reverse,
+    reverse: Kernel,
     levels: Level,
     x: Array,
     noise: Noise,
@@ -110,7 +111,8 @@ def sample_kernel(
 ) -> Array:
     """Algorithm 2 of Ho et al. 2020 for any reverse kernel, such as one with a learned variance.
 
-    levels: (n + 1,) of the host, the noisiest first, as `levels_of` makes them
+    levels: (n + 1,) of the host, the noisiest first, as `levels_of` makes them. They may rise, as
+        `inverse.walk` does: x then gets fresh noise, as in q(x_t | x_s)
     x, noise, progress, cond: as in `sample`
 
     The step into clean data takes the kernel's mean, and draws no noise.
@@ -120,6 +122,9 @@ def sample_kernel(
     pairs = [levels.take(i) for i in range(last + 1)]
     for i in progress(list(range(1, last + 1))):
         t, s = pairs[i - 1], pairs[i]
+        if s.logsnr < t.logsnr:
+            x = q_step(x, noise(i, tuple(x.shape)), s, t)
+            continue
         step = reverse(x, t, s, **cond)
         x = step.reparameterise(noise(i, tuple(x.shape))) if s.sigma > 0 else step.mean
     return x
