@@ -100,6 +100,13 @@ def minimum(c: Scalar, d: float) -> Scalar:
     return min(float(c), d) if is_number(c) else array_namespace(c).minimum(c, d)
 
 
+def ratio(a: Scalar, b: Array, otherwise: float) -> Array:
+    """a / b where b is positive, and another number elsewhere."""
+    xp = array_namespace(b)
+    one = xp.ones_like(b)
+    return xp.where(b > 0, a / xp.where(b > 0, b, one), otherwise * one)
+
+
 def log_sigmoid(c: Scalar) -> Scalar:
     """log sigmoid(c) = min(c, 0) - log(1 + exp(-|c|)): no overflow, and exact at ±inf."""
     if is_number(c):
@@ -166,12 +173,12 @@ def device_of(xp: Any, x: Array) -> dict[str, Any]:
 
 def same_library(**arrays: Array) -> Any:
     """The namespace of the arrays, which must come from one library."""
+    for name, a in arrays.items():
+        if not hasattr(a, "dtype"):
+            raise TypeError(f"{name} must be an array, but is {kind(a)}")
     try:
         return array_namespace(*arrays.values())
     except TypeError:
-        for name, a in arrays.items():
-            if not hasattr(a, "dtype"):
-                raise TypeError(f"{name} must be an array, but is {kind(a)}") from None
         kinds = ", ".join(f"{name} is {kind(a)}" for name, a in arrays.items())
         raise TypeError(f"{kinds}: pass arrays of one library") from None
 
@@ -269,6 +276,13 @@ def kind(a: Any) -> str:
 def shown(a: Any) -> str:
     """An argument in a message: a number or a text as it is, and of all else what it is."""
     return repr(a) if is_number(a) or isinstance(a, str) else kind(a)
+
+
+def check_share(**numbers: float) -> None:
+    """ValueError unless each number lies within 0 .. 1."""
+    for name, value in numbers.items():
+        if not 0 <= value <= 1:
+            raise ValueError(f"{name} must lie within 0 .. 1, but is {value}")
 
 
 def check_function(such_as: str, **functions: Any) -> None:

@@ -21,9 +21,10 @@ from ddpm_core.arrays import (
     is_number,
     on_host,
     same_library,
+    shown,
     sqrt,
 )
-from ddpm_core.levels import Level, check_levels
+from ddpm_core.levels import Level, check_levels, is_without_data
 from ddpm_core.parameterisations import Parameterisation, check_readable, eps, to_x0
 from ddpm_core.schedules import Discrete, Schedule
 from ddpm_core.schedules.protocol import check_is_schedule
@@ -115,7 +116,7 @@ def _noise_label(t: Level) -> Scalar:
 
 
 def _with_data(t: Level) -> Level:
-    if on_host(t.alpha) and np.any(np.asarray(t.alpha) == 0):
+    if is_without_data(t):
         raise ValueError(
             "sigma / alpha is infinite where alpha = 0, and no label for a network: use a schedule "
             "that keeps some data, such as EDM()"
@@ -153,6 +154,11 @@ class Predictor:
         noisiest = self.schedule(self.schedule.ends[1])
         check_readable(self.predicts, noisiest)
         if self.coordinates is not None:
+            if not isinstance(self.coordinates, Coordinates):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(
+                    f"coordinates must be Coordinates, such as straight(), but is "
+                    f"{shown(self.coordinates)}"
+                )
             self.coordinates.label(noisiest)
 
     def __call__(self, x_t: Array, t: Level, **cond: Any) -> Array:
@@ -165,10 +171,10 @@ class Predictor:
 
     def output(self, x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         """The prediction y of the network, and the v of its variance or None: see `interpret`."""
-        time, shown = self.timestep(x_t, t), x_t
+        time, x = self.timestep(x_t, t), x_t
         if self.coordinates is not None:
-            shown = combine((self.coordinates.scale(t), x_t))
-        return self.interpret(self.net(shown, time, **cond), x_t)
+            x = combine((self.coordinates.scale(t), x_t))
+        return self.interpret(self.net(x, time, **cond), x_t)
 
     def interpret(self, raw: Array, x_t: Array) -> tuple[Array, Array | None]:
         """The network's raw output for x_t as its prediction y, and the v of its variance or None.

@@ -16,19 +16,23 @@ from array_api_compat import array_namespace
 
 from ddpm_core.arrays import (
     astype,
+    check_function,
+    check_share,
     clip,
     device_of,
     fit,
     is_number,
-    minimum,
     on_host,
+    ratio,
     same_library,
     same_shape,
+    shown,
     where,
     widen,
 )
 from ddpm_core.denoisers import Denoiser, Wrapped, both
-from ddpm_core.levels import Level, check_levels
+from ddpm_core.gaussians import sum_of_sample
+from ddpm_core.levels import Level, check_levels, is_without_data
 from ddpm_core.typing import Array, Scalar
 
 #: How strong guidance is: a number, one per sample (B,), or a function of the level.
@@ -51,7 +55,7 @@ def guided(denoise: Denoiser, against: Denoiser, scale: Scale, *, rescale: float
     Where the scale is the number 0 or 1, only one of the two is called. Guidance adds up scores at
     every level, which does not draw from p(x | y)^scale p(x)^(1 - scale) (Bradley & Nakkiran 2024).
     """
-    _check_share("rescale", rescale)
+    check_share(rescale=rescale)
 
     def rule(x_0: Array, other: Array, w: Scalar) -> Array:
         return _rescaled(_beyond(other, x_0, w), x_0, rescale)
@@ -75,6 +79,10 @@ def classifier_free(denoise: Denoiser, scale: Scale, null: Mapping[str, Any]) ->
     scale_at = _of_level(scale)
     if not isinstance(null, Mapping) or not null:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"null must map names of conditions, as {{'y': -1}} does, but is {null!r}")
+    for name, value in null.items():
+        if not (is_number(value) or hasattr(value, "dtype")):
+            raise TypeError(f"null[{name!r}] must be a number or an array, but is {shown(value)}")
+    check_function("a Predictor", denoise=denoise)
 
     def combined(x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         for name in null:
@@ -113,9 +121,11 @@ def classifier(
     ValueError at a host level where α = 0: x_t says nothing of y there.
     """
     scale_at = _of_level(scale)
+    check_function("a Predictor", denoise=denoise)
+    check_function("a classifier's gradient", log_prob_grad=log_prob_grad)
 
     def combined(x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
-        if 0 in _values(t.alpha):
+        if is_without_data(t):
             raise ValueError("a classifier cannot guide where alpha = 0: x_t holds no data")
         x_0, v = both(denoise, x_t, t, **cond)
         gradient = log_prob_grad(x_t, t, **cond)
@@ -148,11 +158,11 @@ def projected(
 
     def rule(x_0: Array, other: Array, w: Scalar) -> Array:
         xp = array_namespace(x_0)
-        along, d = _rows(x_0), _rows(x_0 - other)
-        d = d * minimum(_ratio(norm, xp.sqrt(_dot(d, d))), 1.0)
-        d = d - (1 - parallel) * _ratio(_dot(d, along), _dot(along, along)) * along
-        d = xp.reshape(astype(xp, d, x_0.dtype), x_0.shape)
-        return x_0 + fit(w - 1, x_0) * d
+        along, d = widen(xp, x_0), widen(xp, x_0 - other)
+        d = d * fit(clip(ratio(norm, xp.sqrt(sum_of_sample(d * d)), 1.0), 0.0, 1.0), d)
+        share = ratio(sum_of_sample(d * along), sum_of_sample(along * along), 0.0)
+        d = d - fit((1 - parallel) * share, d) * along
+        return x_0 + fit(w - 1, x_0) * astype(xp, d, x_0.dtype)
 
     return _of_two(denoise, against, scale, rule)
 
@@ -166,7 +176,8 @@ def dynamic_threshold(denoise: Denoiser, share: float = 0.995) -> Wrapped:
 
     Their static threshold is `clip`. Both go around a guided denoiser.
     """
-    _check_share("share", share)
+    check_share(share=share)
+    check_function("a Predictor", denoise=denoise)
 
     def shrunk(x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         x_0, v = both(denoise, x_t, t, **cond)
@@ -260,11 +271,6 @@ def _of_level(scale: Scale) -> Callable[[Level], Scalar]:
     return lambda t: scale
 
 
-def _check_share(name: str, value: float) -> None:
-    if not 0 <= value <= 1:
-        raise ValueError(f"{name} must lie within 0 .. 1, but is {value}")
-
-
 def _null(name: str, condition: Any, value: Any, count: int) -> Array:
     """The null value in the place of a condition, which has an entry for each of count samples."""
     xp = same_library(**{name: condition})
@@ -287,6 +293,7 @@ def _of_two(
 ) -> Wrapped:
     """rule(x_0, other, scale) of what two denoisers say, where x_0 is that at the scale 1."""
     scale_at = _of_level(scale)
+    check_function("a Predictor", denoise=denoise, against=against)
 
     def combined(x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         w = scale_at(t)
@@ -311,25 +318,14 @@ def _rescaled(x_0: Array, like: Array, share: float) -> Array:
     if share == 0:
         return x_0
     xp = array_namespace(x_0)
-    ratio = _ratio(xp.std(_rows(like), axis=1), xp.std(_rows(x_0), axis=1))
-    return fit(share * ratio + (1 - share), x_0) * x_0
+    move = ratio(xp.std(_rows(like), axis=1), xp.std(_rows(x_0), axis=1), 1.0)
+    return fit(share * move + (1 - share), x_0) * x_0
 
 
 def _rows(x: Array) -> Array:
     """(B, *D) as (B, D), in float32 if it is in half precision."""
     xp = array_namespace(x)
     return xp.reshape(widen(xp, x), (x.shape[0], math.prod(x.shape[1:])))
-
-
-def _dot(a: Array, b: Array) -> Array:
-    return array_namespace(a).sum(a * b, axis=1, keepdims=True)
-
-
-def _ratio(a: Scalar, b: Array) -> Array:
-    """a / b, and 1 where b = 0."""
-    xp = array_namespace(b)
-    one = xp.ones_like(b)
-    return xp.where(b > 0, a / xp.where(b > 0, b, one), one)
 
 
 def _quantile(rows: Array, share: float) -> Array:

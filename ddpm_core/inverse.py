@@ -2,7 +2,7 @@
 
 A method makes a denoiser of a denoiser, for every sampler, or a kernel, for `sample_kernel`. Each
 says where it is exact; for known data the truth is the oracles' `given`. In the basis V of the
-measurement's A = U Σ Vᵀ, ȳ = Vᵀ A⁺ y stands beside x̄ = Vᵀ x, and s is the diagonal of Σ.
+measurement's A = U Σ Vᵀ, ȳ = Vᵀ A⁺ y stands beside x̄ = Vᵀ x, and g is the diagonal of Σ.
 """
 
 from __future__ import annotations
@@ -14,12 +14,22 @@ from typing import Any, NamedTuple
 import numpy as np
 from array_api_compat import array_namespace
 
-from ddpm_core.arrays import beside, check_pair, combine, fit, is_number, vjp
+from ddpm_core.arrays import (
+    beside,
+    check_function,
+    check_pair,
+    check_share,
+    combine,
+    fit,
+    is_number,
+    ratio,
+    vjp,
+)
 from ddpm_core.denoisers import Denoiser, Wrapped, both
 from ddpm_core.gaussians import Gaussian, sum_of_sample
 from ddpm_core.kernels import Kernel, Reverse, where_clean
-from ddpm_core.levels import Level
-from ddpm_core.measurements import Map, Measurement
+from ddpm_core.levels import Level, check_levels, is_without_data
+from ddpm_core.measurements import Map, Measurement, check_measurement
 from ddpm_core.process import Variance, q_posterior, q_sample, small
 from ddpm_core.typing import Array, Scalar
 
@@ -31,6 +41,7 @@ def ddnm(denoise: Denoiser, measurement: Measurement) -> Wrapped:
 
     The measurement must be without noise; then A x_0 = y.
     """
+    check_function("a Predictor", denoise=denoise)
     measured = _singular(measurement, noise=False) > 0
 
     def consistent(x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
@@ -47,12 +58,15 @@ def diffpir(denoise: Denoiser, measurement: Measurement, lam: float = 1.0) -> Wr
 
     It is the mean of N(x̂_0, (σ / α)² / lam I) given y, and `ddnm` where var = 0.
     """
+    check_function("a Predictor", denoise=denoise)
+    if not lam > 0:
+        raise ValueError(f"lam must be positive, but is {lam}")
     singular = _singular(measurement)
 
     def proximal(x_t: Array, t: Level, **cond: Any) -> tuple[Array, Array | None]:
         x_0, v = both(denoise, x_t, t, **cond)
-        s, measured, alpha, sigma = _ready(singular, x_t, t.alpha, t.sigma)
-        gain = measured * sigma**2 * s**2 / (sigma**2 * s**2 + lam * measurement.var * alpha**2)
+        g, measured, alpha, sigma = _ready(singular, x_t, t.alpha, t.sigma)
+        gain = measured * sigma**2 * g**2 / (sigma**2 * g**2 + lam * measurement.var * alpha**2)
         return _mixed(measurement, x_0, gain), v
 
     return Wrapped(proximal)
@@ -67,17 +81,21 @@ def pigdm(
 
     spread: t -> r²; σ² by default
 
-    Exact for N(m, I) data, and for N(m, c I) with its own r² = c σ² / (α² c + σ²). The derivative
-    is that of `arrays.vjp`. Not for levels without data (α = 0).
+    Exact for N(m, I) data, and for N(m, c I) with its own r² = c σ² / (α² c + σ²). The paper adds
+    the second term to DDIM's step, with a weight of its own; here it is in x_0, for every sampler.
+    The derivative is that of `arrays.vjp`. Not for levels without data (α = 0).
     """
+    check_function("a Predictor", denoise=denoise)
+    if spread is not None:
+        check_function("lambda t: t.sigma**2", spread=spread)
     singular = _singular(measurement)
     operator = measurement.operator
 
     def guided(x_t: Array, t: Level, **cond: Any) -> Array:
         x_0, cov = _covariance(denoise, x_t, t, cond)
         r2 = t.sigma**2 if spread is None else spread(t)
-        s, measured, r2 = _ready(singular, x_t, r2)
-        gain = beside(measured * s**2 / (r2 * s**2 + measurement.var), x_0)
+        g, measured, r2 = _ready(singular, x_t, r2)
+        gain = beside(measured * g**2 / (r2 * g**2 + measurement.var), x_0)
         off = _y_in_basis(measurement, x_0) - operator.to_basis(x_0)
         return x_0 + cov(operator.from_basis(gain * off))
 
@@ -92,9 +110,14 @@ def mmps(denoise: Denoiser, measurement: Measurement, iterations: int = 5) -> De
     iterations: of conjugate gradients, each with one product by C; as many as y has numbers solve
         the equations, to sqrt(eps)
 
-    Exact for Gaussian data, if solved. TMPD (Boys et al. 2023) puts the sums of C's rows for C.
-    The derivative is that of `arrays.vjp`. Not for levels without data (α = 0). A needs no basis.
+    Exact for Gaussian data, if solved. TMPD (Boys et al. 2023) has the diagonal of the sums of C's
+    rows in place of C. The derivative is that of `arrays.vjp`. Not for levels without data (α = 0).
+    A needs no basis.
     """
+    check_function("a Predictor", denoise=denoise)
+    check_measurement(measurement)
+    if iterations < 1:
+        raise ValueError(f"iterations must be at least 1, but is {iterations}")
     operator = measurement.operator
 
     def guided(x_t: Array, t: Level, **cond: Any) -> Array:
@@ -140,6 +163,7 @@ def replaced(kernel: Kernel, measurement: Measurement) -> Kernel:
     >>> sample_kernel(kernel, levels, noise(0, (3, 2)), noise)[:, 0]
     array([0.5, 0.5, 0.5])
     """
+    check_function("reverse(denoise)", kernel=kernel)
     measured = _singular(measurement, noise=False) > 0
 
     def with_y(x_t: Array, t: Level, s: Level, **cond: Any) -> Drawn:
@@ -168,6 +192,9 @@ def walk(levels: Level, jump: int = 10, repeats: int = 10) -> Level:
     As in the authors' schedule, stretches start at the last level before clean data. One of fewer
     levels is left at the noisy end, and is walked once.
     """
+    check_levels(levels=levels)
+    if getattr(levels.sigma, "ndim", 0) != 1:
+        raise ValueError("levels must be (n + 1,), such as those of a sampler, but are one level")
     if jump < 1 or repeats < 1:
         raise ValueError(f"jump and repeats must be at least 1, but are {jump} and {repeats}")
     last, order = len(levels.sigma) - 1, list[int]()
@@ -184,31 +211,33 @@ def ddrm(
     """The restoration kernel along the basis of A (Kawar et al. 2022), k = σ / α at each level.
 
     x̄_s / α_s has mean
-        x̄_0 + sqrt(1 - eta²) k_s eps̄                       and variance eta² k_s², if s = 0
-        x̄_0 + sqrt(1 - eta²) k_s (ȳ - x̄_0) / (sqrt(var) / s)  and eta² k_s², if k_s < sqrt(var) / s
-        (1 - eta_b) x̄_0 + eta_b ȳ                    and k_s² - eta_b² var / s², elsewhere
+        x̄_0 + sqrt(1 - eta²) k_s eps̄                       and variance eta² k_s², if g = 0
+        x̄_0 + sqrt(1 - eta²) k_s (ȳ - x̄_0) / (sqrt(var) / g)  and eta² k_s², if k_s < sqrt(var) / g
+        (1 - eta_b) x̄_0 + eta_b ȳ                    and k_s² - eta_b² var / g², elsewhere
 
     eps̄: the noise in x̄_t, as the denoiser sees it
 
     With x̂_0 = x_0, x_s has variance σ_s² about α_s x_0 in every case: that of q. The paper draws
     x_T about α_T ȳ; here it is what the caller gives.
     """
+    check_function("a Predictor", denoise=denoise)
+    check_share(eta=eta, eta_b=eta_b)
     singular = _singular(measurement)
     operator, std = measurement.operator, math.sqrt(measurement.var)
     keep = math.sqrt(1 - eta**2)
 
     def kernel(x_t: Array, t: Level, s: Level, **cond: Any) -> Drawn:
         x_0 = denoise(x_t, t, **cond)
-        values, measured, alpha, sigma = _ready(singular, x_0, s.alpha, s.sigma)
-        xp = array_namespace(values)
-        off = alpha * std / values  # sqrt(var) / s, in the units of x_s
+        g, measured, alpha, sigma = _ready(singular, x_0, s.alpha, s.sigma)
+        xp = array_namespace(g)
+        off = alpha * std / g  # sqrt(var) / g, in the units of x_s
         noisy = sigma < off
         by_eps = keep * sigma * (1 - measured)
         by_y = xp.where(noisy, keep * sigma / xp.where(noisy, off, 1.0 + off), eta_b + 0.0 * off)
         rest = xp.maximum(sigma**2 - (eta_b * off) ** 2, 0.0 * off) ** 0.5
         scale = xp.where(noisy | (measured == 0), eta * sigma + 0.0 * off, rest)
-        eps = operator.to_basis(combine((1 / t.sigma, x_t), (-t.alpha / t.sigma, x_0)))
         towards = _y_in_basis(measurement, x_0) - operator.to_basis(x_0)
+        eps = operator.to_basis(combine((1 / t.sigma, x_t), (-t.alpha / t.sigma, x_0)))
         moved = beside(by_eps, x_0) * eps + beside(alpha * measured * by_y, x_0) * towards
         mean = fit(s.alpha, x_0) * x_0 + operator.from_basis(moved)
 
@@ -232,12 +261,15 @@ def dps(
     Exact for no data: zeta is to be tuned, and var is not read. It is not affine in x_t. The
     derivative is that of `arrays.vjp`. A needs no basis.
     """
+    check_function("a Predictor", denoise=denoise)
+    check_function("large", variance=variance)
+    check_measurement(measurement)
     operator = measurement.operator
 
     def kernel(x_t: Array, t: Level, s: Level, **cond: Any) -> Gaussian:
         x_0, pull = vjp(lambda x: denoise(x, t, **cond), x_t)
         off = measurement.y_beside(x_0) - operator.forward(x_0)
-        weight = _ratio(2 * zeta, sum_of_sample(off**2) ** 0.5)
+        weight = ratio(2 * zeta, sum_of_sample(off**2) ** 0.5, 0.0)
         mean = q_posterior(x_0, x_t, t, s).mean
         mean = mean + fit(weight, x_t) * pull(operator.transpose(off))
         return Gaussian(mean, where_clean(s, 0.0, variance(t, s)))
@@ -267,6 +299,7 @@ def interpolate(
 
 def _singular(measurement: Measurement, *, noise: bool = True) -> Array:
     """The singular values of A, and ValueError where a method cannot take the measurement."""
+    check_measurement(measurement)
     singular = measurement.operator.singular
     if singular is None:
         raise ValueError(
@@ -282,7 +315,7 @@ def _singular(measurement: Measurement, *, noise: bool = True) -> Array:
 
 
 def _ready(singular: Array, x: Array, *scalars: Scalar) -> tuple[Any, ...]:
-    """s, 1 where A has 0; 1 where it has not; and scalars, all ready to multiply (B, *D).
+    """g, 1 where A has 0; 1 where it has not; and scalars, all ready to multiply (B, *D).
 
     If the scalars are numbers, all are of the host, so that what is computed of them is cast last.
     """
@@ -307,7 +340,7 @@ def _mixed(measurement: Measurement, x: Array, gain: Array, known: Array | None 
 
 def _covariance(denoise: Denoiser, x_t: Array, t: Level, cond: dict[str, Any]) -> tuple[Array, Map]:
     """x̂_0, and u -> Cov[x_0 | x_t] u = (σ² / α) Jᵀ u (Tweedie's second formula)."""
-    if is_number(t.alpha) and t.alpha == 0:
+    if is_without_data(t):
         raise ValueError(
             "at a level without data (alpha = 0) a denoiser has no derivative: start at a cleaner "
             "one"
@@ -329,14 +362,8 @@ def _solve(system: Map, b: Array, iterations: int) -> Array:
     for _ in range(iterations):
         q = system(p)
         unsolved = xp.where(size > least, size, xp.zeros_like(size))
-        step = fit(_ratio(unsolved, sum_of_sample(p * q)), b)
+        step = fit(ratio(unsolved, sum_of_sample(p * q), 0.0), b)
         x, r = x + step * p, r - step * q
         before, size = size, sum_of_sample(r * r)
-        p = r + fit(_ratio(size, before), b) * p
+        p = r + fit(ratio(size, before, 0.0), b) * p
     return x
-
-
-def _ratio(a: Scalar, b: Array) -> Array:
-    """a / b, and 0 where b is not positive."""
-    xp = array_namespace(b)
-    return xp.where(b > 0, a / xp.where(b > 0, b, xp.ones_like(b)), xp.zeros_like(b))

@@ -88,6 +88,13 @@ def check_levels(**levels: Level) -> None:
             raise TypeError(f"{name} must be a Level, but is {what}")
 
 
+def is_without_data(t: Level) -> bool:
+    """Whether a host level, or any of several, has α = 0. A device level is not looked at."""
+    if is_number(t.alpha):
+        return t.alpha == 0
+    return on_host(t.alpha) and bool(np.any(t.alpha == 0))
+
+
 def _check_order(t: Level, s: Level) -> None:
     if is_number(t.logsnr) and is_number(s.logsnr):
         swapped = t.logsnr > s.logsnr

@@ -15,7 +15,15 @@ from typing import TypeAlias
 import numpy as np
 from array_api_compat import array_namespace
 
-from ddpm_core.arrays import astype, beside, check_pair, device_of, is_number, same_library
+from ddpm_core.arrays import (
+    astype,
+    beside,
+    check_pair,
+    device_of,
+    is_number,
+    same_library,
+    shown,
+)
 from ddpm_core.typing import Array
 
 #: A linear function of whole batches.
@@ -51,6 +59,15 @@ class Operator:
     from_basis: Map = _same
     y_to_basis: Map = _same
 
+    def check(self, **data: Array) -> None:
+        """ValueError unless each array is (B, *D)."""
+        for name, x in data.items():
+            if tuple(x.shape[1:]) != self.shape or x.ndim == 0:
+                raise ValueError(
+                    f"{name} must have shape (B, {', '.join(map(str, self.shape))}), as the data "
+                    f"of the operator, but has {tuple(x.shape)}"
+                )
+
     def matrix(self) -> Array:
         """A, (M, D), of the host."""
         D = math.prod(self.shape)
@@ -70,6 +87,7 @@ class Measurement:
     var: float = 0.0
 
     def __post_init__(self) -> None:
+        same_library(y=self.y)
         if tuple(self.y.shape[1:]) != self.operator.y_shape or self.y.ndim == 0:
             raise ValueError(
                 f"y has shape {tuple(self.y.shape)}, but its operator measures "
@@ -80,7 +98,16 @@ class Measurement:
         object.__setattr__(self, "var", float(self.var))
 
     def y_beside(self, x: Array) -> Array:
-        """y, of x's library, dtype and device."""
+        """y, of x's library, dtype and device.
+
+        x: (B, *D), the data that y is compared with
+        """
+        self.operator.check(x=x)
+        if self.y.shape[0] not in (1, x.shape[0]):
+            raise ValueError(
+                f"y has shape {tuple(self.y.shape)}, but x {tuple(x.shape)}: pass one y, or one "
+                f"for each sample"
+            )
         y = beside(self.y, x)
         return astype(same_library(y=y, x=x), y, x.dtype)
 
@@ -93,11 +120,21 @@ def measure(
     x_0: (B, *D)
     eps: (B, *M), standard normal; None adds no noise, whatever var says of it
     """
+    operator.check(x_0=x_0)
     y = operator.forward(x_0)
     if eps is not None:
         check_pair(y=y, eps=eps)
         y = y + math.sqrt(var) * eps
     return Measurement(operator, y, var)
+
+
+def check_measurement(measurement: Measurement) -> None:
+    """TypeError unless it is a `Measurement`."""
+    if not isinstance(measurement, Measurement):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"measurement must be a Measurement, such as measure(mask(keep), x_0), but is "
+            f"{shown(measurement)}"
+        )
 
 
 def mask(keep: Array) -> Operator:
@@ -123,7 +160,7 @@ def average_pool(shape: tuple[int, ...], factor: int) -> Operator:
 
     shape: (*D), whose last two axes are pooled, or the only one
     """
-    if any(n % factor for n in shape[-2:]):
+    if factor < 1 or any(n % factor for n in shape[-2:]):
         raise ValueError(f"factor {factor} does not divide {shape[-2:]}")
     return along_axes(
         [np.eye(n) for n in shape[:-2]]

@@ -17,7 +17,7 @@ from array_api_compat import array_namespace
 from ddpm_core.arrays import beside, check_pair, fit, is_number, on_host, sqrt
 from ddpm_core.gaussians import Gaussian
 from ddpm_core.levels import Level, check_levels, from_logsnr, tau
-from ddpm_core.measurements import Measurement, Operator
+from ddpm_core.measurements import Measurement, Operator, check_measurement
 from ddpm_core.typing import Array, Scalar
 
 _CLEAN = from_logsnr(math.inf, 0.0)
@@ -102,6 +102,7 @@ class GaussianOracle:
 
         Memory: of A and of the covariance as matrices.
         """
+        _check_one(measurement, self.mean[None])
         root = np.sqrt(self.variances)
         root = np.diag(root) if self.basis is None else self.basis * root
         mean, root, _, log_p = _condition(self.mean.reshape(-1), root, measurement)
@@ -245,6 +246,7 @@ class MixtureOracle:
 
         Memory: of A and of K covariances as matrices, unless the components are points.
         """
+        _check_one(measurement, self.means)
         if not self.variances.any():
             means, var = self.means, np.zeros(len(self.means))
             log_p = self._fit_of_points(measurement)
@@ -390,12 +392,18 @@ def _eigen(name: str, cov: Array) -> tuple[Array, Array]:
     return np.where(np.abs(variances) <= tiny, 0.0, variances), basis
 
 
-def _at_hand(measurement: Measurement) -> tuple[Operator, Array, float]:
-    """The operator, y and var of one measurement, y on the host."""
+def _check_one(measurement: Measurement, means: Array) -> None:
+    """TypeError or ValueError unless it is a measurement, with one y, of data as the means are."""
+    check_measurement(measurement)
+    measurement.operator.check(means=means)
     if measurement.y.shape[0] != 1:
         raise ValueError(
             f"an oracle is given one y, of shape (1, *M), but y has {tuple(measurement.y.shape)}"
         )
+
+
+def _at_hand(measurement: Measurement) -> tuple[Operator, Array, float]:
+    """The operator, y and var of a measurement, y on the host."""
     return measurement.operator, np.asarray(measurement.y), measurement.var
 
 

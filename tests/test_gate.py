@@ -688,6 +688,9 @@ def test_torch_compiles_one_graph(lib: Any) -> None:
             lambda x, t: 0.5 * x, lambda x, t: y, guidance.within(3.0, -4, 0), rescale=0.7
         )(x, T),
         "cfg_pp": lambda x, y, m: guidance.guided(lambda x, t: 0.5 * x, lambda x, t: y, PLUS)(x, T),
+        "projected": lambda x, y, m: guidance.projected(
+            lambda x, t: 0.5 * x, lambda x, t: y, 3.0, norm=0.5
+        )(x, T),
     }
     for case in cases.values():
         compiled = torch.compile(case, fullgraph=True, backend="eager")

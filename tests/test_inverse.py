@@ -294,6 +294,14 @@ def test_refusals():
     for method in (inverse.pigdm, inverse.mmps):
         with pytest.raises(ValueError, match=r"\(alpha = 0\)"):
             method(MIXTURE, noisy)(np.zeros((1, *SHAPE)), pure)
+    for name in ("eta", "eta_b"):
+        with pytest.raises(ValueError, match=rf"{name} must lie within 0 \.\. 1, but is 1\.5"):
+            inverse.ddrm(MIXTURE, noisy, **{name: 1.5})
+    for lam in (0.0, np.nan):
+        with pytest.raises(ValueError, match=f"lam must be positive, but is {lam}"):
+            inverse.diffpir(MIXTURE, noisy, lam)
+    with pytest.raises(ValueError, match="iterations must be at least 1, but is 0"):
+        inverse.mmps(MIXTURE, noisy, 0)
     for jump, repeats in ((0, 1), (1, 0)):
         with pytest.raises(ValueError, match="jump and repeats must be at least 1"):
             inverse.walk(ddpm.levels_of(ddpm.linear(1000), 5), jump, repeats)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from ddpm_core.arrays import check_function, check_pair, combine, kind
 from ddpm_core.denoisers import Denoiser
 from ddpm_core.kernels import Kernel
-from ddpm_core.levels import Level
+from ddpm_core.levels import Level, check_levels
 from ddpm_core.process import q_step
 from ddpm_core.samplers.tables import Row, Sampler, advance
 from ddpm_core.typing import Array, Lincomb, Noise
@@ -118,6 +118,9 @@ def sample_kernel(
     The step into clean data takes the kernel's mean, and draws no noise.
     """
     check_pair(x=x)
+    check_function("reverse(denoise)", reverse=reverse)
+    check_function("portable_noise(seed)", noise=noise)
+    check_levels(levels=levels)
     last = len(levels.sigma) - 1
     pairs = [levels.take(i) for i in range(last + 1)]
     for i in progress(list(range(1, last + 1))):
