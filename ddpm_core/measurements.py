@@ -44,6 +44,7 @@ class Operator:
         host, and 0 for the coordinates that are not measured
     to_basis, from_basis: Vᵀ and V, on (B, *D)
     y_to_basis: Vᵀ A⁺, from (B, *M) to (B, *D): the measured coordinates as y has them, else 0
+    seen: y with 0 for what is 0 in every A x, as behind a mask
 
     >>> half = mask(np.array([True, False]))
     >>> half.forward(np.array([[3.0, 5.0]]))
@@ -58,6 +59,7 @@ class Operator:
     to_basis: Map = _same
     from_basis: Map = _same
     y_to_basis: Map = _same
+    seen: Map = _same
 
     def check(self, **data: Array) -> None:
         """ValueError unless each array is (B, *D)."""
@@ -96,6 +98,7 @@ class Measurement:
         if not is_number(self.var) or not 0 <= self.var < math.inf:
             raise ValueError(f"var must be a finite number, at least 0, but is {self.var!r}")
         object.__setattr__(self, "var", float(self.var))
+        object.__setattr__(self, "y", self.operator.seen(self.y))
 
     def y_beside(self, x: Array) -> Array:
         """y, of x's library, dtype and device.
@@ -152,7 +155,8 @@ def mask(keep: Array) -> Operator:
         xp = array_namespace(x)
         return xp.where(xp.asarray(keep, **device_of(xp, x)), x, xp.zeros_like(x))
 
-    return Operator(keep.shape, keep.shape, kept, kept, keep.astype(np.float64), y_to_basis=kept)
+    singular = keep.astype(np.float64)
+    return Operator(keep.shape, keep.shape, kept, kept, singular, y_to_basis=kept, seen=kept)
 
 
 def average_pool(shape: tuple[int, ...], factor: int) -> Operator:

@@ -265,6 +265,31 @@ def test_dps_descends_its_misfit(name, rng, pair, zeta):
     assert inverse.dps(MIXTURE, measurement, variance=ddpm.large)(x_t, t, CLEAN).var == 0
 
 
+@pytest.mark.parametrize("var", [0.0, 0.1])
+def test_what_a_mask_hides_is_not_read(var):
+    """Whatever y has there, NaN or noise, each method and oracle does what it does with zeros."""
+    rng = np.random.default_rng(0)
+    operator, y = OPERATORS["mask"], rng.standard_normal((1, *SHAPE))
+    shown = operator.singular > 0
+    t, s = from_logsnr(-1.0, 1.0), from_logsnr(0.5, 0.0)
+    x_t, z = rng.standard_normal((2, 3, *SHAPE))
+    methods = {
+        "diffpir": lambda m: inverse.diffpir(MIXTURE, m)(x_t, t),
+        "pigdm": lambda m: inverse.pigdm(MIXTURE, m)(x_t, t),
+        "mmps": lambda m: inverse.mmps(MIXTURE, m)(x_t, t),
+        "ddrm": lambda m: inverse.ddrm(MIXTURE, m)(x_t, t, s).reparameterise(z),
+        "dps": lambda m: inverse.dps(MIXTURE, m)(x_t, t, s).mean,
+        "given": lambda m: MIXTURE.given(m)(x_t, t),
+    }
+    if not var:
+        methods["ddnm"] = lambda m: inverse.ddnm(MIXTURE, m)(x_t, t)
+    for name, method in methods.items():
+        expected = method(Measurement(operator, np.where(shown, y, 0.0), var))
+        for other in (y, np.where(shown, y, np.nan)):
+            found = method(Measurement(operator, other, var))
+            np.testing.assert_array_equal(found, expected, err_msg=name)
+
+
 @given(rng=seeds, t=levels, share=st.floats(0, 1))
 def test_interpolate(rng, t, share):
     """Each end is its own x_t, and noise keeps σ² between; shares may differ by sample."""
