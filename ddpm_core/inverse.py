@@ -19,11 +19,13 @@ from ddpm_core.arrays import (
     check_function,
     check_pair,
     check_share,
+    clip,
     combine,
     fit,
     is_number,
     ratio,
     vjp,
+    where,
 )
 from ddpm_core.denoisers import Denoiser, Wrapped, both
 from ddpm_core.gaussians import Gaussian, sum_of_sample
@@ -170,8 +172,8 @@ def replaced(kernel: Kernel, measurement: Measurement) -> Kernel:
         step = kernel(x_t, t, s, **cond)
 
         def put(x_s: Array, z: Array) -> Array:
-            y = _y_in_basis(measurement, z) + 0.0 * z
-            known = combine((s.alpha, y), (s.sigma, measurement.operator.to_basis(z)))
+            y, noise = _y_in_basis(measurement, z), measurement.operator.to_basis(z)
+            known = fit(s.alpha, z) * y + fit(s.sigma, z) * noise
             return _mixed(measurement, x_s, measured, known)
 
         def draw(z: Array) -> Array:
@@ -229,13 +231,12 @@ def ddrm(
     def kernel(x_t: Array, t: Level, s: Level, **cond: Any) -> Drawn:
         x_0 = denoise(x_t, t, **cond)
         g, measured, alpha, sigma = _ready(singular, x_0, s.alpha, s.sigma)
-        xp = array_namespace(g)
         off = alpha * std / g  # sqrt(var) / g, in the units of x_s
         noisy = sigma < off
         by_eps = keep * sigma * (1 - measured)
-        by_y = xp.where(noisy, keep * sigma / xp.where(noisy, off, 1.0 + off), eta_b + 0.0 * off)
-        rest = xp.maximum(sigma**2 - (eta_b * off) ** 2, 0.0 * off) ** 0.5
-        scale = xp.where(noisy | (measured == 0), eta * sigma + 0.0 * off, rest)
+        by_y = where(noisy, ratio(keep * sigma, off, 0.0), eta_b)
+        rest = clip(sigma**2 - (eta_b * off) ** 2, 0.0, math.inf) ** 0.5
+        scale = where(noisy | (measured == 0), eta * sigma, rest)
         towards = _y_in_basis(measurement, x_0) - operator.to_basis(x_0)
         eps = operator.to_basis(combine((1 / t.sigma, x_t), (-t.alpha / t.sigma, x_0)))
         moved = beside(by_eps, x_0) * eps + beside(alpha * measured * by_y, x_0) * towards
