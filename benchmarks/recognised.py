@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from ddpm_core.backends import backend
 from ddpm_core.checkpoints import load
 from ddpm_core.cli.datasets import read, to_range
-from ddpm_core.cli.sample import SAMPLERS, draw, parse_classes
+from ddpm_core.cli.drawing import SAMPLERS, draw, parse_classes
 from ddpm_core.models import bundled
 
 

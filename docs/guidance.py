@@ -30,7 +30,7 @@ from ddpm_core.backends import backend
 from ddpm_core.certificates import Law
 from ddpm_core.checkpoints import load
 from ddpm_core.cli import pictures
-from ddpm_core.cli.sample import draw, parse_classes
+from ddpm_core.cli.drawing import draw, parse_classes
 
 HERE = Path(__file__).parent
 SHARES = HERE / "guidance-samples.txt"

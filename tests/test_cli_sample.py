@@ -18,7 +18,7 @@ import ddpm_core as ddpm
 from ddpm_core.checkpoints import load, save
 from ddpm_core.cli import datasets, pictures
 from ddpm_core.cli import sample as sampling
-from ddpm_core.cli.sample import SAMPLERS, draw, parse_classes
+from ddpm_core.cli.drawing import SAMPLERS, draw, parse_classes
 from ddpm_core.guidance import guided, within
 from ddpm_core.models import bundled
 from ddpm_core.nn import UNetConfig

@@ -15,7 +15,7 @@ from jax_network import CONFIG, EPS, PARAMS, SCHEDULE, SHAPE, TOY, draws, jnp, n
 
 import ddpm_core as ddpm
 from ddpm_core import samplers
-from ddpm_core.cli.sample import SAMPLERS
+from ddpm_core.cli.drawing import SAMPLERS
 
 jax = pytest.importorskip("jax")
 

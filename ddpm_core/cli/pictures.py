@@ -47,6 +47,28 @@ def grid_size(rows: int, columns: int, height: int, width: int) -> tuple[int, in
     return rows * (height + GAP) + GAP, columns * (width + GAP) + GAP
 
 
+def check_sheet(
+    rows: int,
+    columns: int,
+    size: tuple[int, int],
+    scale: int,
+    frames: int = 1,
+    *,
+    options: str = "--count",
+) -> None:
+    """ValueError if a sheet of that scale, or all its frames, would have too many pixels.
+
+    options: those that make it smaller
+    """
+    height, width = (scale * n for n in grid_size(rows, columns, *size))
+    if height * width * frames > PIXELS:
+        raise ValueError(
+            f"the sheet would be {width:,} x {height:,} pixels"
+            f"{f' in {frames:,} frames' if frames > 1 else ''}, of at most {PIXELS:,} in all; a "
+            f"smaller {options} would do"
+        )
+
+
 def check_place(path: Path, *suffixes: str) -> None:
     """OSError or ValueError if a file cannot be written there: before the work, not after it."""
     if path.suffix.lower() not in suffixes:

@@ -20,8 +20,8 @@ from ddpm_core.backends import backend
 from ddpm_core.checkpoints import Checkpoint, load, save
 from ddpm_core.checkpoints.files import TEMPORARY, write_whole
 from ddpm_core.cli import pictures
+from ddpm_core.cli.drawing import draw, parse_classes
 from ddpm_core.cli.progress import progress
-from ddpm_core.cli.sample import draw, parse_classes
 from ddpm_core.samplers import dpmpp_2m
 
 if TYPE_CHECKING:

@@ -15,23 +15,24 @@ from typing import Annotated, Any, TypeAlias, cast
 import numpy as np
 import typer
 
-from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.checkpoints.files import open_regular, write_whole
 from ddpm_core.cli import pictures
+from ddpm_core.cli.drawing import (
+    MOST,
+    SAMPLERS,
+    batches,
+    check_guidable,
+    check_sampler,
+    check_steps,
+    classes_of,
+    deal,
+    parse_guidance,
+)
 from ddpm_core.cli.options import BackendName, Device, check_seed, open_backend
-from ddpm_core.cli.progress import Bar, counted, progress
-from ddpm_core.denoisers import clip
-from ddpm_core.guidance import Scale, classifier_free, within
-from ddpm_core.samplers import Sampler, trajectory
-from ddpm_core.samplers.registry import ENTRIES
-from ddpm_core.schedules import Discrete
+from ddpm_core.cli.progress import progress
 from ddpm_core.typing import Array
 
-#: Every solver that goes from noise to data, by name and alias, the default first.
-SAMPLERS = {name: each.solver for each in ENTRIES if each.from_noise for name in each.names}
-
-MOST = 10_000_000  #: images of one command
 BYTES = 1 << 32  #: of an .npz
 SETTINGS = "samples.json"
 
@@ -162,8 +163,7 @@ def sample(
 ) -> None:  # fmt: skip
     """Sample images from a trained model, onto one sheet or into many files."""
     check_seed(seed)
-    if sampler not in SAMPLERS:
-        raise ValueError(f"no sampler {sampler!r}; there are {', '.join(SAMPLERS)}")
+    check_sampler(sampler)
     if out_dir is not None and (out is not None or grid is not None or gif is not None):
         raise ValueError("--out-dir writes single pictures: leave out --out, --grid and --gif")
     if resume and out_dir is None:
@@ -184,15 +184,11 @@ def sample(
     asked = None if ids is None and count is None else parse_ids(ids, count)
 
     checkpoint = load(model)
-    schedule = checkpoint.schedule
-    if isinstance(schedule, Discrete) and steps > schedule.T:
-        raise ValueError(
-            f"--steps must be at most {schedule.T}, the model's noise levels, but is {steps}"
-        )
-    solver = SAMPLERS[sampler](schedule, steps)
+    check_steps(steps, checkpoint.schedule)
+    solver = SAMPLERS[sampler](checkpoint.schedule, steps)
     dealt = deal(classes, checkpoint)
     if guidance is not None:
-        _check_guidable(checkpoint, dealt)
+        check_guidable(checkpoint, dealt)
     rows, columns = places or _default_grid(asked, 0 if dealt is None else len(dealt))
     wanted = np.arange(rows * columns) if asked is None and rows * columns <= MOST else asked
     if wanted is None or (grid is not None and len(wanted) > rows * columns):
@@ -203,9 +199,9 @@ def sample(
     on = open_backend(backend_name, device)
 
     def run(numbers: Array, *, process: bool = False) -> Generator[tuple[Array, list[Array]]]:
-        batches = -(-len(numbers) // batch)
-        with progress(batches * solver.nfe, "Sampling") as bar:
-            yield from _batches(
+        calls = -(-len(numbers) // batch) * solver.nfe
+        with progress(calls, "Sampling") as bar:
+            yield from batches(
                 checkpoint, on, solver, numbers, dealt, seed, batch, bar,
                 process=process, guidance=strength,
             )  # fmt: skip
@@ -265,7 +261,7 @@ def _write_npz(
             f"several files and --ids"
         )
     images = np.concatenate([pictures.to_bytes(x) for _, (x,) in run(ids)])
-    write_whole(out, _npz(images, _classes_of(dealt, ids), ids))
+    write_whole(out, _npz(images, classes_of(dealt, ids), ids))
     return f"Wrote {out}"
 
 
@@ -282,105 +278,19 @@ def _write_sheet(
 ) -> str:
     _check_channels(checkpoint)
     rows, columns = places
-    height, width = (scale * n for n in pictures.grid_size(rows, columns, *checkpoint.size))
-    if height * width * frames > pictures.PIXELS:
-        raise ValueError(
-            f"the sheet would be {width:,} x {height:,} pixels"
-            f"{f' in {frames:,} frames' if frames > 1 else ''}, of at most "
-            f"{pictures.PIXELS:,} in all; a smaller --grid, --scale or --count would do"
-        )
+    pictures.check_sheet(
+        rows, columns, checkpoint.size, scale, frames, options="--grid, --scale or --count"
+    )
     drawn = [
         [pictures.to_bytes(x) for x in states] for _, states in run(ids, process=gif is not None)
     ]
     sheets = [pictures.grid(np.concatenate(parts), columns) for parts in zip(*drawn, strict=True)]
-    names = _headers(_classes_of(dealt, ids), columns, checkpoint.labels)
+    names = _headers(classes_of(dealt, ids), columns, checkpoint.labels)
     pictures.write_png(out, sheets[-1], scale, *names)
     if gif is None:
         return f"Wrote {out}"
     pictures.write_gif(gif, sheets, scale, *names)
     return f"Wrote {out} and {gif}"
-
-
-def draw(
-    checkpoint: Checkpoint,
-    on: Backend,
-    solver: Sampler,
-    count: int,
-    y: Array | None,
-    seed: int,
-    batch: int,
-    *,
-    guidance: Scale | None = None,
-    process: bool = False,
-    quiet: bool = False,
-) -> list[Array]:
-    """Samples, the last of the list: NumPy arrays (count, C, H, W).
-
-    y: (count,), the class of each, -1 for none; None for a model without classes
-    guidance: the scale of classifier-free guidance, with y; None for none
-    process: with the x_0 that the model saw before, call by call
-
-    ValueError if one is not finite.
-    """
-    batches = -(-count // batch)
-    with progress(batches * solver.nfe, "Sampling", quiet=quiet) as bar:
-        drawn = _batches(
-            checkpoint, on, solver, np.arange(count), y, seed, batch, bar,
-            process=process, guidance=guidance,
-        )  # fmt: skip
-        parts = [states for _, states in drawn]
-    return [np.concatenate(states) for states in zip(*parts, strict=True)]
-
-
-def _batches(
-    checkpoint: Checkpoint,
-    on: Backend,
-    solver: Sampler,
-    ids: Array,
-    dealt: Array | None,
-    seed: int,
-    batch: int,
-    bar: Bar,
-    *,
-    process: bool,
-    guidance: Scale | None,
-) -> Generator[tuple[Array, list[Array]]]:
-    """Ids, and what `draw` gives of them, batch by batch."""
-    predict = checkpoint.predictor(on.network)
-    denoise = clip(predict if guidance is None else classifier_free(predict, guidance, {"y": -1}))
-    noise = on.portable_noise(seed)
-    shape = (checkpoint.config.channels, *checkpoint.size)
-    for first in range(0, len(ids), batch):
-        part = ids[first : first + batch]
-        there = on.asarray(part, on.xp.int32)
-
-        def eps(step: int, shape: tuple[int, ...], ids: Array = there) -> Array:
-            return noise(step, shape, ids)
-
-        y = _classes_of(dealt, part)
-        cond = {} if y is None else {"y": on.asarray(y, on.xp.int64)}
-        x = eps(0, (len(part), *shape))
-
-        def steps(x: Array = x, cond: dict[str, Any] = cond, eps: Any = eps) -> Any:
-            return trajectory(
-                denoise, solver, x, eps, lincomb=on.lincomb,
-                progress=lambda rows: counted(rows, bar), **cond,
-            )  # fmt: skip
-
-        states: list[Array] = []
-        for step in steps():
-            x = step.x
-            if process:
-                states.append(on.to_numpy(step.x_0))
-        states[-1:] = [on.to_numpy(x)]
-        if not np.isfinite(states[-1]).all():
-            # Only now is each step looked at, which makes the host wait for the device.
-            bad = [s.number for s in steps() if not np.isfinite(on.to_numpy(s.x_0)).all()]
-            raise ValueError(
-                f"the model gives numbers that are not finite, from step {min(bad, default=0)} of "
-                f"{len(solver.rows())} on: its weights, or what its file says of them, are damaged"
-            )
-        yield part, states
 
 
 def parse_grid(grid: str) -> tuple[int, int]:
@@ -405,69 +315,6 @@ def parse_ids(ids: str | None, count: int | None) -> Array:
             f"2^31, but is {ids!r}"
         )
     return np.arange(first, end)
-
-
-def parse_guidance(scale: float | None, interval: tuple[float, float] | None) -> Scale | None:
-    """The scale, within the interval if there is one."""
-    if scale is None:
-        if interval is not None:
-            raise ValueError("--guidance-interval goes with --guidance")
-        return None
-    if not math.isfinite(scale):
-        raise ValueError(f"--guidance must be a finite number, but is {scale}")
-    if interval is None:
-        return scale
-    low, high = interval
-    if not low < high:
-        raise ValueError(f"--guidance-interval must be LOW HIGH, but is {low:g} {high:g}")
-    return within(scale, low, high)
-
-
-def _check_guidable(checkpoint: Checkpoint, dealt: Array | None) -> None:
-    if dealt is None:
-        raise ValueError("--guidance is towards a class, but this model has no classes")
-    if (dealt == -1).all():
-        raise ValueError("--guidance is towards a class, but --classes asks for none")
-    if not checkpoint.unconditional:
-        raise ValueError(
-            "--guidance is away from no class, but this model was never trained without one, or "
-            "its file does not say which of its classes stands for none: for that one, see "
-            "ddpm_core.guidance.classifier_free"
-        )
-
-
-def deal(classes: str | None, checkpoint: Checkpoint) -> Array | None:
-    """The classes that are dealt out, -1 for none, or None for a model without classes."""
-    total = checkpoint.config.classes
-    if classes is None:
-        return np.arange(total) if total else None
-    if total == 0:
-        raise ValueError("--classes was given, but this model has no classes")
-    known = {str(i): i for i in range(total)} | {"none": -1}
-    # Names last: a class that is called 7 is asked for by its name, whichever its number.
-    labels = checkpoint.labels[:total]
-    known |= {label.lower(): i for i, label in enumerate(labels)}
-    known |= {label: i for i, label in enumerate(labels)}
-    names = [name.strip() for name in classes.split(",")]
-    numbers = [known.get(name, known.get(name.lower())) for name in names]
-    if None in numbers:
-        among = ", ".join((*checkpoint.labels, f"and the numbers 0 to {total - 1}"))
-        raise ValueError(
-            f"no class {names[numbers.index(None)]!r}; there are {among.removeprefix('and ')}"
-        )
-    wanted = np.array(numbers)
-    if -1 in wanted and not getattr(checkpoint, "unconditional", True):
-        raise ValueError("--classes none: this model was never trained without a class")
-    return wanted
-
-
-def parse_classes(classes: str | None, checkpoint: Checkpoint, count: int) -> Array | None:
-    """The class of each of count images, -1 for none, or None for a model without classes."""
-    return _classes_of(deal(classes, checkpoint), np.arange(count))
-
-
-def _classes_of(dealt: Array | None, ids: Array) -> Array | None:
-    return None if dealt is None else dealt[ids % len(dealt)]
 
 
 def _default_grid(ids: Array | None, classes: int) -> tuple[int, int]:

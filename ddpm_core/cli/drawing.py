@@ -1,0 +1,197 @@
+"""What the commands share that draw from a model: solvers, classes, guidance, batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Generator
+from typing import Any
+
+import numpy as np
+
+from ddpm_core.backends import Backend
+from ddpm_core.checkpoints import Checkpoint
+from ddpm_core.cli.progress import Bar, counted, progress
+from ddpm_core.denoisers import Denoiser, clip
+from ddpm_core.guidance import Scale, classifier_free, within
+from ddpm_core.samplers import Sampler, trajectory
+from ddpm_core.samplers.registry import ENTRIES
+from ddpm_core.schedules import Discrete, Schedule
+from ddpm_core.typing import Array, Noise
+
+#: Every solver that goes from noise to data, by name and alias, the default first.
+SAMPLERS = {name: each.solver for each in ENTRIES if each.from_noise for name in each.names}
+
+MOST = 10_000_000  #: images of one command
+
+
+def draw(
+    checkpoint: Checkpoint,
+    on: Backend,
+    solver: Sampler,
+    count: int,
+    y: Array | None,
+    seed: int,
+    batch: int,
+    *,
+    guidance: Scale | None = None,
+    process: bool = False,
+    quiet: bool = False,
+) -> list[Array]:
+    """Samples, the last of the list: NumPy arrays (count, C, H, W).
+
+    y: (count,), the class of each, -1 for none; None for a model without classes
+    guidance: the scale of classifier-free guidance, with y; None for none
+    process: with the x_0 that the model saw before, call by call
+
+    ValueError if one is not finite.
+    """
+    calls = -(-count // batch) * solver.nfe
+    with progress(calls, "Sampling", quiet=quiet) as bar:
+        drawn = batches(
+            checkpoint, on, solver, np.arange(count), y, seed, batch, bar,
+            process=process, guidance=guidance,
+        )  # fmt: skip
+        parts = [states for _, states in drawn]
+    return [np.concatenate(states) for states in zip(*parts, strict=True)]
+
+
+def batches(
+    checkpoint: Checkpoint,
+    on: Backend,
+    solver: Sampler,
+    ids: Array,
+    dealt: Array | None,
+    seed: int,
+    batch: int,
+    bar: Bar,
+    *,
+    process: bool,
+    guidance: Scale | None,
+) -> Generator[tuple[Array, list[Array]]]:
+    """Ids, and what `draw` gives of them, batch by batch."""
+    denoise = clip(predictor(checkpoint, on, guidance))
+    shape = (checkpoint.config.channels, *checkpoint.size)
+    for part, eps, cond in parts(on, ids, dealt, seed, batch):
+        x = eps(0, (len(part), *shape))
+
+        def steps(x: Array = x, cond: dict[str, Any] = cond, eps: Any = eps) -> Any:
+            return trajectory(
+                denoise, solver, x, eps, lincomb=on.lincomb,
+                progress=lambda rows: counted(rows, bar), **cond,
+            )  # fmt: skip
+
+        states: list[Array] = []
+        for step in steps():
+            x = step.x
+            if process:
+                states.append(on.to_numpy(step.x_0))
+        states[-1:] = [on.to_numpy(x)]
+        if not np.isfinite(states[-1]).all():
+            # Only now is each step looked at, which makes the host wait for the device.
+            bad = [s.number for s in steps() if not np.isfinite(on.to_numpy(s.x_0)).all()]
+            raise ValueError(
+                f"the model gives numbers that are not finite, from step {min(bad, default=0)} of "
+                f"{len(solver.rows())} on: its weights, or what its file says of them, are damaged"
+            )
+        yield part, states
+
+
+def parts(
+    on: Backend, ids: Array, dealt: Array | None, seed: int, batch: int
+) -> Generator[tuple[Array, Noise, dict[str, Any]]]:
+    """Ids, with their noise and what their denoiser is told, batch by batch."""
+    noise = on.portable_noise(seed)
+    for first in range(0, len(ids), batch):
+        part = ids[first : first + batch]
+        there = on.asarray(part, on.xp.int32)
+
+        def eps(step: int, shape: tuple[int, ...], ids: Array = there) -> Array:
+            return noise(step, shape, ids)
+
+        y = classes_of(dealt, part)
+        yield part, eps, {} if y is None else {"y": on.asarray(y, on.xp.int64)}
+
+
+def predictor(checkpoint: Checkpoint, on: Backend, guidance: Scale | None) -> Denoiser:
+    """The model as a denoiser, not clipped; guidance: as in `draw`."""
+    predict = checkpoint.predictor(on.network)
+    return predict if guidance is None else classifier_free(predict, guidance, {"y": -1})
+
+
+def check_sampler(name: str) -> None:
+    """ValueError if there is no such sampler."""
+    if name not in SAMPLERS:
+        raise ValueError(f"no sampler {name!r}; there are {', '.join(SAMPLERS)}")
+
+
+def check_steps(steps: int, schedule: Schedule) -> None:
+    """ValueError if there are more steps than levels."""
+    if isinstance(schedule, Discrete) and steps > schedule.T:
+        raise ValueError(
+            f"--steps must be at most {schedule.T}, the model's noise levels, but is {steps}"
+        )
+
+
+def parse_guidance(scale: float | None, interval: tuple[float, float] | None) -> Scale | None:
+    """The scale, within the interval if there is one."""
+    if scale is None:
+        if interval is not None:
+            raise ValueError("--guidance-interval goes with --guidance")
+        return None
+    if not math.isfinite(scale):
+        raise ValueError(f"--guidance must be a finite number, but is {scale}")
+    if interval is None:
+        return scale
+    low, high = interval
+    if not low < high:
+        raise ValueError(f"--guidance-interval must be LOW HIGH, but is {low:g} {high:g}")
+    return within(scale, low, high)
+
+
+def check_guidable(checkpoint: Checkpoint, dealt: Array | None) -> None:
+    """ValueError if there is no class to guide to, or none to guide from."""
+    if dealt is None:
+        raise ValueError("--guidance is towards a class, but this model has no classes")
+    if (dealt == -1).all():
+        raise ValueError("--guidance is towards a class, but --classes asks for none")
+    if not checkpoint.unconditional:
+        raise ValueError(
+            "--guidance is away from no class, but this model was never trained without one, or "
+            "its file does not say which of its classes stands for none: for that one, see "
+            "ddpm_core.guidance.classifier_free"
+        )
+
+
+def deal(classes: str | None, checkpoint: Checkpoint) -> Array | None:
+    """The classes that are dealt out, -1 for none, or None for a model without classes."""
+    total = checkpoint.config.classes
+    if classes is None:
+        return np.arange(total) if total else None
+    if total == 0:
+        raise ValueError("--classes was given, but this model has no classes")
+    known = {str(i): i for i in range(total)} | {"none": -1}
+    # Names last: a class that is called 7 is asked for by its name, whichever its number.
+    labels = checkpoint.labels[:total]
+    known |= {label.lower(): i for i, label in enumerate(labels)}
+    known |= {label: i for i, label in enumerate(labels)}
+    names = [name.strip() for name in classes.split(",")]
+    numbers = [known.get(name, known.get(name.lower())) for name in names]
+    if None in numbers:
+        among = ", ".join((*checkpoint.labels, f"and the numbers 0 to {total - 1}"))
+        raise ValueError(
+            f"no class {names[numbers.index(None)]!r}; there are {among.removeprefix('and ')}"
+        )
+    wanted = np.array(numbers)
+    if -1 in wanted and not getattr(checkpoint, "unconditional", True):
+        raise ValueError("--classes none: this model was never trained without a class")
+    return wanted
+
+
+def parse_classes(classes: str | None, checkpoint: Checkpoint, count: int) -> Array | None:
+    """The class of each of count images, -1 for none, or None for a model without classes."""
+    return classes_of(deal(classes, checkpoint), np.arange(count))
+
+
+def classes_of(dealt: Array | None, ids: Array) -> Array | None:
+    """The class of each id, as they are dealt out."""
+    return None if dealt is None else dealt[ids % len(dealt)]
