@@ -37,6 +37,15 @@ def tiny(**changes) -> Checkpoint:
     )
 
 
+def mild(channels: int) -> Checkpoint:
+    """A network without classes, whose pictures are seldom black or white."""
+    config = UNetConfig(channels=channels, out_channels=channels, widths=(8, 8), blocks=1, groups=4)
+    checkpoint = tiny(config=config, labels=(), predicts="x0")
+    checkpoint.params["conv_out.weight"][:] *= 0.1
+    checkpoint.params["conv_out.bias"][:] = 0
+    return checkpoint
+
+
 def pixels(path: str | Path) -> np.ndarray:
     with Image.open(path) as opened:
         return np.array(opened)
@@ -70,6 +79,17 @@ def fails(capsys: pytest.CaptureFixture[str], *arguments: object, status: int = 
     assert out == ""
     return err
 
+
+NO_TORCH = """
+import sys
+class NoTorch:
+    def find_spec(name, path=None, target=None):
+        if name == "torch":
+            raise ModuleNotFoundError(name=name)
+sys.meta_path.insert(0, NoTorch)
+from ddpm_core.cli import main
+main()
+"""  #: the command, where there is no torch
 
 LIMITED = """
 import os, resource, signal, sys

@@ -45,8 +45,10 @@ def test_console_lines(command, tmp_path):
     """Each command does what it says, in few steps here."""
     words = shlex.split(command)
     assert words[0] == "ddpm-core"
-    if words[1] in ("sample", "train"):
+    if words[1] in ("sample", "edit", "train"):
         words += ["--steps", "2"]
+    if words[1] == "edit":
+        _boot(tmp_path)
     if words[1] == "train":
         _photos(tmp_path / "photos")
         words += ["--batch", "4"]
@@ -61,12 +63,22 @@ def test_console_lines(command, tmp_path):
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
-    wanted = {"sample": {"samples.png"}, "train": {"runs/photos/model.safetensors"},
+    wanted = {"sample": {"samples.png"}, "edit": set(), "train": {"runs/photos/model.safetensors"},
               "evaluate": {"rate-distortion.png"}, "verify": set(), "info": set()}  # fmt: skip
     assert wanted[words[1]] <= written
     for option in ("--gif", "--out"):
         if option in words:
             assert (tmp_path / words[words.index(option) + 1]).exists()
+
+
+def _boot(folder: Path) -> None:
+    from PIL import Image
+
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (28, 28), dtype=np.uint8)
+    Image.fromarray(pixels).save(folder / "boot.png")
+    Image.fromarray(pixels[:14, :14]).save(folder / "small.png")
+    Image.fromarray(np.where(pixels > 127, pixels, 0)).save(folder / "mask.png")
 
 
 def _photos(folder: Path) -> None:

@@ -8,6 +8,7 @@ import typer
 
 import ddpm_core
 from ddpm_core.cli.convert import convert
+from ddpm_core.cli.edit import edit
 from ddpm_core.cli.evaluate import evaluate
 from ddpm_core.cli.info import info
 from ddpm_core.cli.sample import sample
@@ -21,7 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (sample, train, evaluate, convert, verify, info):
+for _command in (sample, edit, train, evaluate, convert, verify, info):
     app.command()(_command)
 
 

@@ -346,6 +346,19 @@ def _classes_of(folder: Path, files: Iterable[Path]) -> tuple[Array | None, tupl
     return np.asarray([number[parts[0]] for parts in parents], dtype=np.int64), tuple(labels)
 
 
+def read_picture(path: Path) -> Array:
+    """A picture in a file: (H, W), if it is grey, or (H, W, 3), uint8, as `read` reads them.
+
+    OSError or ValueError, one line, if it cannot be read.
+    """
+    try:
+        return _read_picture(path, None)
+    except (FileNotFoundError, PermissionError, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise whatever they meet
+        raise ValueError(f"{path} cannot be read as a picture ({_reason(error)})") from None
+
+
 def _read_picture(path: Path, size: int | None) -> Array:
     """A picture as (H, W), if it is grey, or (H, W, 3)."""
     from PIL import Image, ImageOps

@@ -27,6 +27,21 @@ def flat(pixels: Array) -> Array:
     return pixels[..., 0] if pixels.shape[-1] == 1 else pixels[..., :3]
 
 
+def resized(pixels: Array, size: tuple[int, int], resampling: str, mode: str = "L") -> Array:
+    """Pixels in a mode of Pillow, cropped to the aspect ratio of (H, W) and resized to it."""
+    from PIL import Image, ImageOps
+
+    picture = Image.fromarray(pixels).convert(mode)
+    if pixels.shape[:2] != size:
+        picture = ImageOps.fit(picture, (size[1], size[0]), Image.Resampling[resampling])
+    return np.asarray(picture)
+
+
+def sides(size: tuple[int, ...]) -> str:
+    """(H, W, ...) in words, the width first."""
+    return f"{size[1]:,} x {size[0]:,}"
+
+
 def grid(x: Array, columns: int) -> Array:
     """Images (N, C, H, W) as one, (H', W') or (H', W', 3) in uint8, row by row.
 
