@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Callable, Generator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 import array_api_compat.torch as xp
@@ -18,7 +18,7 @@ from ddpm_core.arrays import fit
 from ddpm_core.backends import Backend, Network
 from ddpm_core.nn import Ops, UNetConfig, check_inputs
 from ddpm_core_torch.convolution import Packed
-from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps, TorchOps
+from ddpm_core_torch.ops import ChannelsLastOps, InferenceOps, TorchOps, tf32
 
 if TYPE_CHECKING:
     from ddpm_core.testing.backend_checks import Check
@@ -192,16 +192,3 @@ class TorchNetwork:
 
     def __reduce__(self) -> Any:
         return TorchNetwork, (self.net, self.on)  # what was compiled is compiled again
-
-
-@contextmanager
-def tf32(wanted: bool) -> Generator[None]:
-    """Where products of float32 are TensorFloat-32's, or not; the settings are put back."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    try:
-        torch.set_float32_matmul_precision("high" if wanted else "highest")
-        torch.backends.cudnn.allow_tf32 = wanted
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]

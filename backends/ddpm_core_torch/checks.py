@@ -27,7 +27,7 @@ from ddpm_core.testing.backend_checks import (
     step_with_network,
     worst,
 )
-from ddpm_core_torch.backend import tf32
+from ddpm_core_torch.ops import tf32
 from ddpm_core_torch.unet import UNet
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Generator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -125,3 +127,16 @@ class InferenceOps(ChannelsLastOps):
         self, h: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float
     ) -> Tensor:
         return F.silu(torch.group_norm(h, groups, weight, bias, eps), inplace=True)
+
+
+@contextmanager
+def tf32(wanted: bool) -> Generator[None]:
+    """Where products of float32 are TensorFloat-32's, or not; the settings are put back."""
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    try:
+        torch.set_float32_matmul_precision("high" if wanted else "highest")
+        torch.backends.cudnn.allow_tf32 = wanted
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.backends.cudnn.allow_tf32 = before[1]
