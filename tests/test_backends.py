@@ -18,7 +18,7 @@ from ddpm_core.nn import UNetConfig, initialise
 from ddpm_core_numpy import NumPy
 
 
-@pytest.fixture(params=["numpy", "torch", "jax"])
+@pytest.fixture(params=["numpy", "torch", pytest.param("jax", marks=pytest.mark.slow)])
 def name(request):
     """The backends that a CPU runs. JAX has numbers of 64 bits where it was told so."""
     library = pytest.importorskip(request.param)
@@ -145,7 +145,7 @@ def test_there_and_back(name, dtype):
     np.testing.assert_array_equal(on.to_numpy(on.asarray(whole, on.xp.int64)), whole, strict=True)
 
 
-@pytest.mark.parametrize("name", ["torch", "jax"])
+@pytest.mark.parametrize("name", ["torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_bfloat16_on_the_host(name):
     """NumPy has no bfloat16: such values come back as float32, unchanged."""
     pytest.importorskip(name)

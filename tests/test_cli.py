@@ -197,6 +197,7 @@ def test_warnings_add_no_lines(monkeypatch, capsys):
     assert fails(capsys, "info") == "ddpm-core: no\n"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 def test_signals(tmp_path, model, name):
     """A signal ends a command with its status and one line, and nothing half-written is left."""
@@ -227,6 +228,7 @@ def test_signals(tmp_path, model, name):
         assert pixels(path).shape == (4, 6)
 
 
+@pytest.mark.slow
 def test_closed_pipe(tmp_path):
     """Where nobody reads, a command ends without a word, as SIGPIPE would end it."""
     for command in (["info"], ["--version"], ["sample", "--help"]):
@@ -237,6 +239,7 @@ def test_closed_pipe(tmp_path):
         assert (ran.returncode, ran.stderr) == (141, "")
 
 
+@pytest.mark.slow
 def test_closed_output(tmp_path, model):
     """Where stdout is closed, as by the shell's `>&-`, a command does its work without a word."""
     options = "--model", model, "--grid", "1x1", "--steps", "1", "--out", tmp_path / "s.png"

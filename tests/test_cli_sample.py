@@ -508,6 +508,7 @@ def test_bad_sample(here, model, capsys, arguments, message):
     assert set(here.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_no_space_left(tmp_path, model, photos):
     """With no space left while saving: one line that names the file, and nothing half-written."""
     pytest.importorskip("resource")

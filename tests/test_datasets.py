@@ -123,6 +123,7 @@ def test_idx_mismatch(tmp_path):
     refused(tmp_path, r"has no train-labels", FileNotFoundError)
 
 
+@pytest.mark.slow
 def test_fashion_mnist():
     """Fashion-MNIST itself: 60,000 and 10,000 images, balanced, of known mean and deviation."""
     if not REAL.is_dir():

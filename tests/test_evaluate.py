@@ -7,7 +7,10 @@ import os
 import struct
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from types import SimpleNamespace
 from unittest import mock
 
 import numpy as np
@@ -17,7 +20,7 @@ from PIL import Image
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import save
-from ddpm_core.cli import app, evaluate
+from ddpm_core.cli import app, evaluate, main
 from ddpm_core.cli.datasets import to_range
 from ddpm_core.cli.rate import report
 from ddpm_core.likelihood import Elbo
@@ -42,15 +45,16 @@ def place(tmp_path_factory) -> Path:
     return folder
 
 
-def run(place: Path, model: str, *words: str) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "COLUMNS": "40"}
-    return subprocess.run(
-        [COMMAND, "evaluate", "--model", model, *words],
-        cwd=place,
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+def run(place: Path, model: str, *words: str) -> SimpleNamespace:
+    """The command in a folder, on a terminal of 40 columns: its status, and what it printed."""
+    argv, out, err = ["ddpm-core", "evaluate", "--model", model, *words], StringIO(), StringIO()
+    with (
+        chdir(place), redirect_stdout(out), redirect_stderr(err),
+        mock.patch.dict(os.environ, COLUMNS="40"), mock.patch.object(sys, "argv", argv),
+        pytest.raises(SystemExit) as stop,
+    ):  # fmt: skip
+        main()
+    return SimpleNamespace(returncode=stop.value.code, stdout=out.getvalue(), stderr=err.getvalue())
 
 
 def numbers(place: Path, *words: str) -> dict:
@@ -184,6 +188,7 @@ def test_errors_are_drawn():
     np.testing.assert_allclose(across, range(4))
 
 
+@pytest.mark.slow
 def test_reader_that_has_left(place):
     """The numbers are written also where nobody reads the table, as in `evaluate | head -1`."""
     end, start = os.pipe()

@@ -267,6 +267,7 @@ def survives(path):
     return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["safetensors", "pt", "legacy"])
 def test_flipped_bytes(tmp_path, kind):
     rng = random.Random(kind)
@@ -283,6 +284,7 @@ def test_flipped_bytes(tmp_path, kind):
     assert survived < 150
 
 
+@pytest.mark.slow
 def test_mutated_metadata(tmp_path):
     rng = random.Random(1)
     path = tmp_path / "m.safetensors"

@@ -51,7 +51,7 @@ class Jax:
         return np.asarray(f(leaf)), np.asarray(wrt)
 
 
-@pytest.fixture(params=[Torch, Jax])
+@pytest.fixture(params=[Torch, pytest.param(Jax, marks=pytest.mark.slow)])
 def grads(request):
     made = request.param()
     if request.param is Jax:
