@@ -11,6 +11,8 @@ import signal
 import struct
 import subprocess
 import sys
+import tempfile
+import tomllib
 import zlib
 from contextlib import nullcontext
 from pathlib import Path
@@ -18,15 +20,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import executable, fails, pixels, run
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import load, save
 from ddpm_core.checkpoints.files import TEMPORARY
-from ddpm_core.cli import main, runs
+from ddpm_core.cli import main, runs, toml
 
 pytest_plugins = "command_fixtures"
 pytestmark = [pytest.mark.needs("torch"), pytest.mark.usefixtures("one_thread_of_processes")]
 
+RESUME = ["train", "--resume", "run"]
 SMALL = ["--widths", "8,8", "--groups", 4, "--blocks", 1, "--attention", "", "--batch", 4]
 
 
@@ -79,8 +84,8 @@ def test_train_pictures(here, photos, capsys):
     run("sample", "--model", "run", "--classes", "dog,none", "--grid", "1x3", "--steps", 2)
     assert pixels("samples.png").shape[-1] == 3
 
-    assert "run holds a run already; pass --resume" in fails(capsys, *options, "--steps", 5)
-    run(*options, "--steps", 5, "--resume")
+    assert "run holds a run already; pass --resume run, or" in fails(capsys, *options)
+    run(*RESUME, "--steps", 5)
     resumed = load("run/model.safetensors")
     run(*[*options[:4], "through", *options[5:]], "--steps", 5)
     through = load("through/model.safetensors")
@@ -88,7 +93,7 @@ def test_train_pictures(here, photos, capsys):
     for name, value in through.params.items():
         np.testing.assert_array_equal(resumed.params[name], value)
     found = sorted(p.name for p in Path("run").iterdir())
-    assert found == ["model.safetensors", "samples.png", "training.safetensors"]
+    assert found == ["model.safetensors", "run.toml", "samples.png", "training.safetensors"]
     said = fails(capsys, "sample", "--model", "run/training.safetensors")
     assert "run/training.safetensors is what a run resumes from: load its folder" in said
 
@@ -160,9 +165,10 @@ BAD_TRAININGS = {
     "device": (["--device", "nowhere"], "--device nowhere: torch cannot use device 'nowhere'"),
     "no values": (["--device", "meta"], "--device meta: Cannot copy out of meta tensor"),
     "resume nothing": (
-        ["--resume"],
-        "there is no run to resume in run: training.safetensors is missing",
+        ["--resume", "run"],
+        "there is no run to resume in run: run.toml is missing",
     ),
+    "no config": (["--config", "none.toml"], "none.toml: No such file or directory"),
 }
 
 
@@ -225,7 +231,7 @@ def test_diverging(here, started, capsys, monkeypatch, saved):
     options = [*started, "--save-every", 1]
     if saved:
         run(*options, "--steps", saved)
-        options.append("--resume")
+        options = RESUME
     before = files("run") if saved else {}
     capsys.readouterr()
     status = status_of(*options, "--lr", "1e30", "--steps", saved + 1)
@@ -235,16 +241,16 @@ def test_diverging(here, started, capsys, monkeypatch, saved):
     assert (
         f"{'stays as it is' if saved else 'was not written yet'}; a smaller --lr may help" in last
     )
-    assert files("run") == before
+    assert files("run") == before | {"run.toml": files("run")["run.toml"]}
 
 
 class Killed(BaseException):
     """Ends a run at a point, as a kill does: nothing catches it."""
 
 
-@pytest.mark.parametrize("at", range(1, 8))
+@pytest.mark.parametrize("at", range(1, 9))
 def test_killed_between_writes(here, started, through, monkeypatch, at):
-    """A run that ends before any of its seven renames is resumed to the same bytes, each file's."""
+    """A run that ends before any of its eight renames is resumed to the same bytes, each file's."""
     replace, calls = os.replace, []
 
     def killed(*arguments):
@@ -257,9 +263,9 @@ def test_killed_between_writes(here, started, through, monkeypatch, at):
         patch.setattr(os, "replace", killed)
         with pytest.raises(Killed):
             run(*started, "--steps", 6)
-    run(*started, "--steps", 6, *(["--resume"] if at > 1 else []))
+    run(*(RESUME if at > 1 else [*started, "--steps", 6]))
     assert files("run") == through
-    assert at < 7 or len(calls) == 7
+    assert at < 8 or len(calls) == 8
 
 
 KILLED = """
@@ -268,7 +274,7 @@ from ddpm_core.cli import app
 replace, calls = os.replace, []
 def killed(*arguments):
     calls.append(arguments)
-    if len(calls) == 4:
+    if len(calls) == 5:
         os._exit(9)
     replace(*arguments)
 os.replace = killed
@@ -281,8 +287,8 @@ def test_killed_process(here, started, through, capsys):
     command = [*started, "--steps", 6]
     ran = subprocess.run([sys.executable, "-c", KILLED, *map(str, command)], capture_output=True)
     assert ran.returncode == 9
-    assert len(files("run")) == 4  # training, model, a part of the next model, and .lock
-    run(*command, "--resume")
+    assert len(files("run")) == 5  # options, training, model, a part of the next model, and .lock
+    run(*RESUME)
     assert "run goes on after step 4; wrote model.safetensors again" in capsys.readouterr().err
     assert files("run") == through
 
@@ -328,37 +334,128 @@ def test_finished_run_is_refreshed(finished, started, through, capsys, lost, how
     else:
         path.unlink()
     capsys.readouterr()
-    run(*started, "--steps", 6, "--resume")
+    run(*RESUME)
     assert capsys.readouterr() == (f"run has done its 6 steps already; wrote {lost} again\n", "")
     assert files("run") == through
 
 
-def test_finished_run(finished, started, through, capsys):
+def test_finished_run(finished, through, capsys):
     """Resuming a finished run with nothing amiss writes nothing; fewer steps are refused."""
-    run(*started, "--steps", 6, "--resume")
+    run(*RESUME)
     assert capsys.readouterr() == ("run has done its 6 steps already\n", "")
-    said = fails(capsys, *started, "--steps", 4, "--resume")
+    said = fails(capsys, *RESUME, "--steps", 4)
     assert "--steps counts all steps of a run: run has done 6 already, and --steps is 4" in said
     assert files("run") == through
 
 
 def test_other_options(here, started, through, capsys):
-    """Resuming with other options names each, with both values; the learning rate may change."""
+    """Resuming with other options names each, with both values; some may change, and are kept."""
     run(*started, "--steps", 2)
+    before = files("run")
     other = ["--widths", "8,16", "--batch", 3, "--learn-variance", "--predicts", "v", "--T", 5]
-    other += ["--precision", "bfloat16"]
-    said = fails(capsys, *started, "--steps", 6, "--resume", *other)
-    assert "--precision was float32 and is bfloat16" in said
-    assert "--widths was 8,8 and is 8,16" in said
-    assert "--batch was 4 and is 3" in said
-    assert "--learn-variance was off and is on" in said
-    assert "--predicts was eps and is v" in said
-    assert re.search("--schedule was T = 4, #[0-9a-f]+ and is T = 5, #[0-9a-f]+", said)
-    assert "--seed" not in said
-    assert files("run")["training.safetensors"]
-    run(*started, "--steps", 6, "--resume", "--lr", 1e-3)
+    other += ["--precision", "bfloat16", "--size", 4, "--out", "other", "--groups", 4]
+    said = fails(capsys, *RESUME, *other)
+    assert "run is another run: " in said
+    for told in (
+        "--widths was 8,8 and is 8,16",
+        "--batch was 4 and is 3",
+        "--learn-variance was False and is True",
+        "--predicts was eps and is v",
+        "--T was 4 and is 5",
+        "--precision was float32 and is bfloat16",
+        "--size was not given and is 4",
+        "--out was run and is other",
+    ):
+        assert told in said
+    assert "--groups" not in said
+    assert "leave out --config" in fails(capsys, *RESUME, "--config", "run/run.toml")
+    assert files("run") == before
+    changed = {"steps": 6, "lr": 1e-3, "device": "cpu", "save_every": 4, "sample_every": 3}
+    run(*RESUME, *(word for k, v in changed.items() for word in (f"--{k.replace('_', '-')}", v)))
+    assert tomllib.loads(Path("run/run.toml").read_text()).items() >= changed.items()
     assert load("run/model.safetensors").notes["step"] == 6
     assert files("run")["model.safetensors"] != through["model.safetensors"]
+
+
+def test_other_data(here, started, capsys):
+    """The data of a run may lie elsewhere, but must be the same; its state knows."""
+    run(*started, "--steps", 2)
+    data = Path(started[started.index("--data") + 1])
+    Path("b.npz").write_bytes(data.read_bytes())
+    run(*RESUME, "--steps", 3, "--data", "b.npz")
+    assert tomllib.loads(Path("run/run.toml").read_text())["data"] == str(here / "b.npz")
+    np.savez("b.npz", images=np.zeros((9, 4, 4), np.uint8), classes=np.arange(9) % 2)
+    before = files("run")
+    said = fails(capsys, *RESUME, "--steps", 4)
+    assert re.search("of another run: data was 8 x 1 x 4 x 4, #[0-9a-f]+ and is 9 x 1 x", said)
+    assert "Put run.toml and the data back as they were, or start a run" in said
+    assert files("run") == before
+
+
+def test_config(here, started, capsys):
+    """A run's file starts a like one, from another folder too; the command line comes first."""
+    run(*started, "--steps", 2, "--flip")
+    Path("elsewhere").mkdir()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir("elsewhere")
+        run("train", "--config", "../run/run.toml", "--out", "same")
+        changed = ["--no-flip", "--steps", 3, "--widths", "8"]
+        run("train", "--config", "../run/run.toml", "--out", "other", *changed)
+    assert files("elsewhere/same") == files("run")
+    found, other = (
+        tomllib.loads(Path(at, "run.toml").read_text()) for at in ("run", "elsewhere/other")
+    )
+    assert other == found | {"flip": False, "steps": 3, "widths": [8]}
+    Path("bad.toml").write_text("step = 3")
+    said = fails(capsys, "train", "--config", "bad.toml", "--out", "bad")
+    assert "bad.toml: no option step; there are data, steps, save_every" in said
+    Path("bad.toml").write_text("steps = 3.5")
+    assert "--steps" in fails(capsys, *started, "--config", "bad.toml", "--out", "bad")
+    Path("bad.toml").write_text("steps 3")
+    said = fails(capsys, "train", "--config", "bad.toml", "--out", "bad")
+    assert "bad.toml is not a TOML file (Expected '=' after a key" in said
+    assert not Path("bad").exists()
+
+
+def test_state_is_lost(finished, capsys):
+    """A run that has a model but no state does not begin again."""
+    Path("run/training.safetensors").unlink()
+    before = files("run")
+    assert "run cannot be resumed: training.safetensors is missing" in fails(capsys, *RESUME)
+    assert files("run") == before
+
+
+SCALARS = st.one_of(
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.integers(-(2**63), 2**63 - 1),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+)
+
+
+@given(st.dictionaries(st.from_regex("[a-z_]+", fullmatch=True), SCALARS | st.lists(SCALARS)))
+@example({"del": "\x7f"})
+def test_toml(options):
+    """What is written is read as the same."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "a.toml")
+        toml.write(path, options)
+        with path.open("rb") as file:
+            assert tomllib.load(file) == options
+        words = toml.read(path, options)
+    for name, value in options.items():
+        assert words[name] == (",".join(map(str, value)) if isinstance(value, list) else str(value))
+
+
+def test_toml_of_a_name_that_is_no_text(here, capsys, started):
+    """A file name that UTF-8 cannot say is refused before it is needed."""
+    if sys.platform != "linux":
+        pytest.skip("here every file name is text")
+    data = Path(os.fsdecode(b"\xff.npz"))
+    data.write_bytes(Path(started[started.index("--data") + 1]).read_bytes())
+    said = fails(capsys, *started, "--data", data, "--steps", 1)
+    assert "run/run.toml is UTF-8, and cannot hold" in said
+    assert files("run") == {}
 
 
 @pytest.fixture
@@ -398,11 +495,11 @@ def test_signals_save(here, started, through, capsys, signalled, name):
         assert status_of(*started, "--steps", 6) == 128 + number
         assert signal.getsignal(number) is signal.default_int_handler
         *_, last = capsys.readouterr().err.splitlines()
-        assert last == "stopped: run/training.safetensors holds step 3; --resume goes on"
-        assert sorted(files("run")) == ["model.safetensors", "training.safetensors"]
+        assert last == "stopped: run/training.safetensors holds step 3; --resume run goes on"
+        assert sorted(files("run")) == ["model.safetensors", "run.toml", "training.safetensors"]
         assert load("run/model.safetensors").notes["step"] == 3
         signalled()
-        run(*started, "--steps", 6, "--resume")
+        run(*RESUME)
         assert files("run") == through
     finally:
         signal.signal(number, before)
@@ -428,7 +525,7 @@ def test_second_signal(here, started, signalled):
     """A second signal does not wait for the step to be saved."""
     signalled(signal.SIGINT, signal.SIGINT)
     assert status_of(*started, "--steps", 6) == 130
-    assert sorted(files("run")) == ["model.safetensors", "training.safetensors"]
+    assert sorted(files("run")) == ["model.safetensors", "run.toml", "training.safetensors"]
     assert load("run/model.safetensors").notes["step"] == 2
 
 
@@ -507,4 +604,4 @@ def test_no_space_while_training(tmp_path, photos):
     assert ran.returncode == 2
     *_, last = ran.stderr.splitlines()
     assert last == "ddpm-core: run/training.safetensors: File too large"
-    assert list((tmp_path / "run").iterdir()) == []
+    assert list(files(tmp_path / "run")) == ["run.toml"]

@@ -51,7 +51,10 @@ def test_console_lines(command, tmp_path):
         _boot(tmp_path)
     if words[1] == "train":
         _photos(tmp_path / "photos")
-        words += ["--batch", "4"]
+        if "--resume" in words:
+            test_console_lines(next(c for c in PARTS if "train --data" in c), tmp_path)
+        else:
+            words += ["--batch", "4"]
     if words[1] == "evaluate":
         _data(tmp_path / "photos")
         words[words.index("--data") + 1] = "photos"
@@ -84,7 +87,7 @@ def _boot(folder: Path) -> None:
 def _photos(folder: Path) -> None:
     from PIL import Image
 
-    folder.mkdir()
+    folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
     for i in range(8):
         Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")

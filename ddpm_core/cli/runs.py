@@ -41,6 +41,9 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
+OPTIONS = "run.toml"  #: of a run's folder, all that `train` was told
+
+
 @dataclass(frozen=True)
 class Plan:
     """When a run ends, and at which steps it writes its files."""
@@ -73,6 +76,10 @@ class Run:
     trainer: Trainer
     folder: Path
     labels: tuple[str, ...] = ()
+
+    @property
+    def options(self) -> Path:
+        return self.folder / OPTIONS
 
     @property
     def state(self) -> Path:

@@ -6,17 +6,17 @@ import functools
 import inspect
 import math
 import os
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import typer
 
 from ddpm_core.backends import backend
-from ddpm_core.cli import datasets
+from ddpm_core.cli import datasets, toml
 from ddpm_core.cli.options import DATA
-from ddpm_core.cli.runs import Plan, Run, locked
+from ddpm_core.cli.runs import OPTIONS, Plan, Run, locked
 from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import NAMED
 from ddpm_core.schedules import Discrete, cosine, linear
@@ -27,13 +27,40 @@ SCHEDULES: dict[str, Callable[[int], Discrete]] = {
 }
 PRECISIONS = ("auto", "float32", "bfloat16")
 
+#: Options that may differ when a run is resumed; of the data, its place.
+CHANGEABLE = {"data", "steps", "save_every", "sample_every", "device", "lr"}
+
 _run, _data, _network, _diffusion, _optimisation = (
     functools.partial(typer.Option, rich_help_panel=panel)
     for panel in ("Run", "Data", "Network", "Diffusion", "Optimisation")
 )
 
 
+def _of_file(context: typer.Context, path: Path | None) -> Path | None:
+    """Lets a file say the options that the command line does not."""
+    if path is not None:
+        _take(context, toml.read(path, _stored()))
+    return path
+
+
+def _of_run(context: typer.Context, folder: Path | None) -> Path | None:
+    """Lets a run say its options."""
+    if folder is not None:
+        path = folder / OPTIONS
+        if not path.exists():
+            raise FileNotFoundError(f"there is no run to resume in {folder}: {OPTIONS} is missing")
+        _take(context, toml.read(path, _stored()) | {"out": str(folder)})
+    return folder
+
+
+def _take(context: typer.Context, options: dict[str, str]) -> None:
+    if context.default_map is not None:
+        raise ValueError("--resume takes the options of its run: leave out --config")
+    context.default_map = options
+
+
 def train(
+    context: typer.Context,
     data: Annotated[
         Path,
         _data(help=DATA),
@@ -41,12 +68,23 @@ def train(
     out: Annotated[Path, _run(help="The folder of the run.")],
     steps: Annotated[int, _run(help="Steps in all, including those before --resume.")] = 10_000,
     resume: Annotated[
-        bool,
+        Path | None,
         _run(
-            "--resume",
-            help="Go on with the run in OUT. Pass its options again; only --lr may change.",
+            callback=_of_run,
+            is_eager=True,
+            help="Go on with the run in this folder, whose options are known. --steps, "
+            "--save-every, --sample-every, --device, --lr and the place of --data may change.",
         ),
-    ] = False,
+    ] = None,
+    config: Annotated[
+        Path | None,
+        _run(
+            callback=_of_file,
+            is_eager=True,
+            help=f"Take options from a TOML file, such as a run's {OPTIONS}; those given here come "
+            "first.",
+        ),
+    ] = None,
     save_every: Annotated[int, _run(help="Steps between saved states.")] = 500,
     sample_every: Annotated[int, _run(help="Steps between pictures.")] = 1000,
     device: Annotated[str, _run(help="cpu, cuda, or auto.")] = "auto",
@@ -57,10 +95,8 @@ def train(
     size: Annotated[
         int | None, _data(help="Crop the pictures of a folder to squares and resize them to it.")
     ] = None,
-    unlabelled: Annotated[
-        bool, _data("--unlabelled", help="Ignore the classes of the data.")
-    ] = False,
-    flip: Annotated[bool, _data("--flip", help="Mirror half of the images.")] = False,
+    unlabelled: Annotated[bool, _data(help="Ignore the classes of the data.")] = False,
+    flip: Annotated[bool, _data(help="Mirror half of the images.")] = False,
     widths: Annotated[
         str,
         _network(
@@ -86,7 +122,7 @@ def train(
     T: Annotated[int, _diffusion("--T", help="Noise levels.")] = 1000,
     predicts: Annotated[str, _diffusion(help=f"One of {', '.join(NAMED)}.")] = "eps",
     learn_variance: Annotated[
-        bool, _diffusion("--learn-variance", help="Learn the variance too, for likelihood.")
+        bool, _diffusion(help="Learn the variance too, for likelihood.")
     ] = False,
     batch: Annotated[
         int | None,
@@ -102,10 +138,12 @@ def train(
     """Train a DDPM on images; needs torch.
 
     Writes OUT/model.safetensors (the averaged weights, for `sample --model`),
-    OUT/training.safetensors (for --resume) and OUT/samples.png. Ctrl-C, SIGTERM and SIGHUP save
-    first; a second one does not.
+    OUT/training.safetensors and OUT/run.toml (for --resume) and OUT/samples.png. Ctrl-C, SIGTERM
+    and SIGHUP save first; a second one does not.
     """
     _refuse_launcher()
+    if resume is not None:
+        _refuse_changes(context)
     _one_of("--schedule", schedule, SCHEDULES)
     _one_of("--predicts", predicts, NAMED)
     _one_of("--precision", precision, PRECISIONS)
@@ -127,7 +165,7 @@ def train(
         raise ImportError(f"training needs {error.name}: pip install 'ddpm-core[train]'") from None
     device = _device(device)
     with _named_options():
-        config = UNetConfig(
+        network = UNetConfig(
             channels=channels,
             out_channels=channels * (2 if learn_variance else 1),
             widths=each,
@@ -147,38 +185,76 @@ def train(
             bfloat16=_bfloat16(precision, device),
             seed=seed,
         )
-        trainer = Trainer(found.images, found.classes, config, levels, predicts, recipe, device)
+        trainer = Trainer(found.images, found.classes, network, levels, predicts, recipe, device)
     run, plan = Run(trainer, out, found.labels), Plan(steps, save_every, sample_every)
-    if resume and not run.state.is_file():
-        raise FileNotFoundError(f"there is no run to resume in {out}: {run.state.name} is missing")
+    options = {name: context.params[name] for name in _stored()} | {
+        "data": str(data.absolute()),
+        "precision": "bfloat16" if recipe.bfloat16 else "float32",
+        "widths": network.widths,
+        "attention": network.attention,
+        "groups": network.groups,
+        "batch": recipe.batch,
+    }
     out.mkdir(parents=True, exist_ok=True)
     with locked(out):
-        status = _go(run, plan, resume)
+        status = _go(run, plan, options, resume is not None)
     if status is not None:
         raise typer.Exit(status)
 
 
-def _go(run: Run, plan: Plan, resume: bool) -> int | None:
+def _stored() -> list[str]:
+    """The options that a run's file holds."""
+    parameters = inspect.signature(train).parameters
+    return [name for name in parameters if name not in ("context", "out", "resume", "config")]
+
+
+def _refuse_changes(context: typer.Context) -> None:
+    """ValueError if an option that was given is not the run's, and may not change."""
+    stored = context.default_map or {}
+    given = {
+        name: value
+        for name, value in context.params.items()
+        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
+    }
+    told = "; ".join(
+        f"{_option(name)} was {stored.get(name, 'not given')} and is {value}"
+        for name, value in given.items()
+        if name not in {"resume", *CHANGEABLE} and str(value) != stored.get(name)
+    )
+    if told:
+        raise ValueError(
+            f"{stored['out']} is another run: {told}. Leave out what may not change, or start a run"
+        )
+
+
+def _go(run: Run, plan: Plan, options: Mapping[str, Any], resume: bool) -> int | None:
     """Trains, and says what was done; the exit status, if a signal ended it."""
     trainer, written = run.trainer, list[str]()
     run.sweep()
-    if resume:
+    if run.state.exists():
+        if not resume:
+            raise ValueError(
+                f"{run.folder} holds a run already; pass --resume {run.folder}, or another --out"
+            )
         _resume(run, plan)
         written = run.refresh(plan)
-    elif run.state.exists():
-        raise ValueError(f"{run.folder} holds a run already; pass --resume, or another --out")
+    elif resume and run.model.exists():
+        raise FileNotFoundError(f"{run.folder} cannot be resumed: {run.state.name} is missing")
+    toml.write(run.options, {name: value for name, value in options.items() if value is not None})
     again = f"; wrote {' and '.join(written)} again" if written else ""
     if trainer.done == plan.steps:
         typer.echo(f"{run.folder} has done its {trainer.done} steps already{again}")
         return None
-    if resume:
+    if trainer.done:
         typer.echo(f"{run.folder} goes on after step {trainer.done}{again}", err=True)
     typer.echo(_described(run), err=True)
     stopped = run.go(plan)
     if stopped is None:
         typer.echo(f"{run.model}: {trainer.done} steps; see {run.samples}")
         return None
-    typer.echo(f"stopped: {run.state} holds step {trainer.done}; --resume goes on", err=True)
+    typer.echo(
+        f"stopped: {run.state} holds step {trainer.done}; --resume {run.folder} goes on", err=True
+    )
     return 128 + stopped
 
 
@@ -189,12 +265,8 @@ def _resume(run: Run, plan: Plan) -> None:
     try:
         run.trainer.resume(run.state)
     except OtherRunError as error:
-        told = "; ".join(
-            f"{_option(name)} was {_shown(name, old)} and is {_shown(name, new)}"
-            for name, (old, new) in error.differences.items()
-        )
         raise ValueError(
-            f"{run.state} is of another run: {told}. Pass what it began with, or another --out"
+            f"{error}. Put {run.options.name} and the data back as they were, or start a run"
         ) from None
     if run.trainer.done > plan.steps:
         raise ValueError(
@@ -305,15 +377,5 @@ def _named_options() -> Generator[None]:
 
 def _option(name: str) -> str:
     """The option by which an argument of the network or the recipe is given, if there is one."""
-    name = "precision" if name == "bfloat16" else name
     known = name in inspect.signature(train).parameters
     return f"--{name.replace('_', '-')}" if known else name
-
-
-def _shown(name: str, value: Any) -> str:
-    """An argument of the network or the recipe, as its option takes it."""
-    if name == "bfloat16":
-        return "bfloat16" if value else "float32"
-    if name == "learn_variance":
-        return "on" if value else "off"
-    return ",".join(map(str, cast(list[int], value))) if isinstance(value, list) else str(value)
