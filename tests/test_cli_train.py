@@ -26,11 +26,12 @@ from hypothesis import strategies as st
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import load, save
 from ddpm_core.checkpoints.files import TEMPORARY
-from ddpm_core.cli import main, runs, toml
+from ddpm_core.cli import log, main, runs, toml
 
 pytest_plugins = "command_fixtures"
 pytestmark = [pytest.mark.needs("torch"), pytest.mark.usefixtures("one_thread_of_processes")]
 
+STATE = "training.safetensors"
 RESUME = ["train", "--resume", "run"]
 SMALL = ["--widths", "8,8", "--groups", 4, "--blocks", 1, "--attention", "", "--batch", 4]
 
@@ -60,7 +61,11 @@ def through(started, tmp_path_factory) -> dict[str, bytes]:
 
 
 def files(folder: str | Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    """The files of a folder, of a log without the times."""
+    found = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
+    if "log.csv" in found:
+        found["log.csv"] = re.sub(rb"(?m)^((?:[^,\n]*,){3}).*", rb"\1", found["log.csv"])
+    return found
 
 
 def status_of(*arguments: object) -> int:
@@ -93,7 +98,7 @@ def test_train_pictures(here, photos, capsys):
     for name, value in through.params.items():
         np.testing.assert_array_equal(resumed.params[name], value)
     found = sorted(p.name for p in Path("run").iterdir())
-    assert found == ["model.safetensors", "run.toml", "samples.png", "training.safetensors"]
+    assert found == ["log.csv", "model.safetensors", "run.toml", "samples.png", STATE]
     said = fails(capsys, "sample", "--model", "run/training.safetensors")
     assert "run/training.safetensors is what a run resumes from: load its folder" in said
 
@@ -241,16 +246,17 @@ def test_diverging(here, started, capsys, monkeypatch, saved):
     assert (
         f"{'stays as it is' if saved else 'was not written yet'}; a smaller --lr may help" in last
     )
-    assert files("run") == before | {"run.toml": files("run")["run.toml"]}
+    after = files("run")
+    assert after == before | {name: after[name] for name in ("run.toml", "log.csv")}
 
 
 class Killed(BaseException):
     """Ends a run at a point, as a kill does: nothing catches it."""
 
 
-@pytest.mark.parametrize("at", range(1, 9))
+@pytest.mark.parametrize("at", range(1, 10))
 def test_killed_between_writes(here, started, through, monkeypatch, at):
-    """A run that ends before any of its eight renames is resumed to the same bytes, each file's."""
+    """A run that ends before any of its nine renames is resumed to the same bytes, each file's."""
     replace, calls = os.replace, []
 
     def killed(*arguments):
@@ -265,7 +271,7 @@ def test_killed_between_writes(here, started, through, monkeypatch, at):
             run(*started, "--steps", 6)
     run(*(RESUME if at > 1 else [*started, "--steps", 6]))
     assert files("run") == through
-    assert at < 8 or len(calls) == 8
+    assert at < 9 or len(calls) == 9
 
 
 KILLED = """
@@ -274,7 +280,7 @@ from ddpm_core.cli import app
 replace, calls = os.replace, []
 def killed(*arguments):
     calls.append(arguments)
-    if len(calls) == 5:
+    if len(calls) == 6:
         os._exit(9)
     replace(*arguments)
 os.replace = killed
@@ -287,10 +293,102 @@ def test_killed_process(here, started, through, capsys):
     command = [*started, "--steps", 6]
     ran = subprocess.run([sys.executable, "-c", KILLED, *map(str, command)], capture_output=True)
     assert ran.returncode == 9
-    assert len(files("run")) == 5  # options, training, model, a part of the next model, and .lock
+    assert len(files("run")) == 6  # options, log, state, model, a part of the next one, and .lock
     run(*RESUME)
     assert "run goes on after step 4; wrote model.safetensors again" in capsys.readouterr().err
     assert files("run") == through
+
+
+def test_log(here, started, monkeypatch):
+    """A row for each ten steps and each save: their mean loss, the learning rate, and the times."""
+    from ddpm_core_torch.training import Trainer
+
+    step, losses = Trainer.step, []
+    monkeypatch.setattr(Trainer, "step", lambda self: losses.append(step(self)) or losses[-1])
+    options = ["--save-every", 8, "--sample-every", 100, "--warmup", 16]
+    run(*started, *options, "--steps", 12, "--lr", 0.32)
+    rows = log.read(Path("run/log.csv"))
+    assert [row.step for row in rows] == [8, 10, 12]
+    assert [row.learning_rate for row in rows] == pytest.approx([0.16, 0.2, 0.24])
+    means = [np.mean(losses[:8]), np.mean(losses[8:10]), np.mean(losses[10:])]
+    assert [row.loss for row in rows] == pytest.approx(means, rel=1e-5)  # of six digits
+    spent = rows[-1].seconds
+    for row, first in zip(rows, (0, 8, 10), strict=True):
+        assert (row.step - first) * 4 / row.images_per_second < spent + 0.1
+
+
+@pytest.mark.parametrize("left", ["", "10,0.5", "9,0.5,1e-3,1.0,1.0\n10,", "\0\0\n", None])
+def test_log_after_a_kill(here, started, through, monkeypatch, left):
+    """Rows after the saved state, and part of one, are dropped; the others stay, each once."""
+    from ddpm_core_torch.training import Trainer
+
+    monkeypatch.setattr(log, "EVERY", 1)
+    run(*started, "--out", "other", "--steps", 6)
+    step = Trainer.step
+
+    def killed(self):
+        if self.done == 5:
+            raise Killed
+        return step(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "step", killed)
+        with pytest.raises(Killed):
+            run(*started, "--steps", 6)
+    path = Path("run/log.csv")
+    assert [row.step for row in log.read(path)] == [1, 2, 3, 4, 5]
+    if left is None:
+        path.unlink()
+    else:
+        text = path.read_text()
+        path.write_text(re.sub(r"\n4,(.*),.*\n", r"\n4,\1,1000.0\n", text) + left)
+    run(*RESUME)
+    whole = files("other")["log.csv"]
+    if left is None:
+        assert [row.step for row in log.read(path)] == [5, 6]
+    else:
+        assert files("run")["log.csv"] == whole
+        assert [row.step for row in log.read(path) if row.seconds >= 1000] == [4, 5, 6]
+    assert files("run") == through | {"log.csv": files("run")["log.csv"]}
+
+
+def test_rows_before_the_state(here, started, monkeypatch):
+    """When a state is written, the rows of its steps are in the log and on the disk."""
+    from ddpm_core_torch.training import Trainer
+
+    events, save, fsync = [], Trainer.save, os.fsync
+
+    def saving(self, path):
+        events.append([row.step for row in log.read(Path("run/log.csv"))])
+        save(self, path)
+
+    def syncing(file):
+        if os.path.samestat(os.fstat(file), Path("run/log.csv").stat()):
+            events.append("synced")
+        fsync(file)
+
+    monkeypatch.setattr(Trainer, "save", saving)
+    run(*started, "--steps", 1)
+    monkeypatch.setattr(os, "fsync", syncing)
+    run(*RESUME, "--steps", 4)
+    assert events == [[1], "synced", [1, 2], "synced", [1, 2, 4]]
+
+
+def test_log_on_a_full_disk(here, capsys, started, monkeypatch):
+    """A log that cannot be written is named."""
+    full = Path("/dev/full")
+    if not full.exists():
+        pytest.skip("no /dev/full here")
+    begin = log.Log.__init__
+
+    def begun(self, path, trainer):
+        begin(self, path, trainer)
+        self._path = full
+
+    monkeypatch.setattr(log.Log, "__init__", begun)
+    assert status_of(*started, "--steps", 2) == 2
+    *_, last = capsys.readouterr().err.splitlines()
+    assert last == "ddpm-core: /dev/full: No space left on device"
 
 
 def test_folder_of_another_command(here, started):
@@ -496,11 +594,12 @@ def test_signals_save(here, started, through, capsys, signalled, name):
         assert signal.getsignal(number) is signal.default_int_handler
         *_, last = capsys.readouterr().err.splitlines()
         assert last == "stopped: run/training.safetensors holds step 3; --resume run goes on"
-        assert sorted(files("run")) == ["model.safetensors", "run.toml", "training.safetensors"]
+        assert sorted(files("run")) == ["log.csv", "model.safetensors", "run.toml", STATE]
         assert load("run/model.safetensors").notes["step"] == 3
         signalled()
         run(*RESUME)
-        assert files("run") == through
+        assert [row.step for row in log.read(Path("run/log.csv"))] == [2, 3, 4, 6]
+        assert files("run") == through | {"log.csv": files("run")["log.csv"]}
     finally:
         signal.signal(number, before)
 
@@ -525,7 +624,7 @@ def test_second_signal(here, started, signalled):
     """A second signal does not wait for the step to be saved."""
     signalled(signal.SIGINT, signal.SIGINT)
     assert status_of(*started, "--steps", 6) == 130
-    assert sorted(files("run")) == ["model.safetensors", "run.toml", "training.safetensors"]
+    assert sorted(files("run")) == ["log.csv", "model.safetensors", "run.toml", STATE]
     assert load("run/model.safetensors").notes["step"] == 2
 
 
@@ -604,4 +703,4 @@ def test_no_space_while_training(tmp_path, photos):
     assert ran.returncode == 2
     *_, last = ran.stderr.splitlines()
     assert last == "ddpm-core: run/training.safetensors: File too large"
-    assert list(files(tmp_path / "run")) == ["run.toml"]
+    assert sorted(files(tmp_path / "run")) == ["log.csv", "run.toml"]

@@ -21,6 +21,7 @@ from ddpm_core.checkpoints import Checkpoint, load, save
 from ddpm_core.checkpoints.files import TEMPORARY, write_whole
 from ddpm_core.cli import pictures
 from ddpm_core.cli.drawing import draw, parse_classes
+from ddpm_core.cli.log import Log
 from ddpm_core.cli.progress import progress
 from ddpm_core.samplers import dpmpp_2m
 
@@ -69,8 +70,8 @@ class Plan:
 class Run:
     """A trainer and its folder.
 
-    The state is written first. The model and the samples are made from it and tell their step, so
-    that `refresh` finds what a kill left missing or old.
+    The log's rows are written first, then the state. The model and the samples are made from it
+    and tell their step, so that `refresh` finds what a kill left missing or old.
     """
 
     trainer: Trainer
@@ -93,6 +94,10 @@ class Run:
     def samples(self) -> Path:
         return self.folder / "samples.png"
 
+    @property
+    def log(self) -> Path:
+        return self.folder / "log.csv"
+
     def go(self, plan: Plan) -> int | None:
         """Trains up to plan.steps; returns the signal that ended it before, if one did.
 
@@ -112,21 +117,23 @@ class Run:
         """Trains as planned, or until `stop` has an element; the last step is saved."""
         trainer, began = self.trainer, time.monotonic()
         first = saved = trainer.done
+        log = Log(self.log, trainer)
         with progress(plan.steps, "Training", done=first) as bar:
             while trainer.done < plan.steps and not stop:
-                trainer.step()
+                log.step()
                 if plan.saves(trainer.done):
-                    self.save()
+                    self.save(log)
                     saved = trainer.done
                 if plan.draws(trainer.done) and not stop:
                     self.draw()
                 speed = (trainer.done - first) * trainer.recipe.batch / (time.monotonic() - began)
                 bar.advance(note=f"loss {trainer.loss:.4f}, {speed:.0f} images/s")
         if saved < trainer.done:
-            self.save()
+            self.save(log)
 
-    def save(self) -> None:
-        """Writes the state, then the model."""
+    def save(self, log: Log) -> None:
+        """Writes the log's rows, the state, then the model."""
+        log.write()
         self.trainer.save(self.state)
         save(self.model, self._checkpoint())
 
