@@ -85,7 +85,7 @@ def test_train_pictures(here, photos, capsys):
     trained = load("run/model.safetensors")
     assert (trained.labels, trained.size, trained.config.channels) == (("cat", "dog"), (8, 8), 3)
     assert trained.notes["trained"] == "3 steps of 4"
-    assert pixels("run/samples.png").shape == (2 * (4 * 8 + 5 * 2),) * 2 + (3,)
+    assert pixels("run/samples-000003.png").shape == (2 * (4 * 8 + 5 * 2),) * 2 + (3,)
     run("sample", "--model", "run", "--classes", "dog,none", "--grid", "1x3", "--steps", 2)
     assert pixels("samples.png").shape[-1] == 3
 
@@ -98,7 +98,8 @@ def test_train_pictures(here, photos, capsys):
     for name, value in through.params.items():
         np.testing.assert_array_equal(resumed.params[name], value)
     found = sorted(p.name for p in Path("run").iterdir())
-    assert found == ["log.csv", "model.safetensors", "run.toml", "samples.png", STATE]
+    samples = ["samples-000003.png", "samples-000005.png"]
+    assert found == ["log.csv", "model.safetensors", "run.toml", *samples, STATE]
     said = fails(capsys, "sample", "--model", "run/training.safetensors")
     assert "run/training.safetensors is what a run resumes from: load its folder" in said
 
@@ -299,6 +300,19 @@ def test_killed_process(here, started, through, capsys):
     assert files("run") == through
 
 
+def test_numbered_samples(here, started):
+    """Each sheet has its step's number and weights; the same weights give the same pictures."""
+    run(*started, "--sample-every", 2, "--steps", 5)
+    sheets = sorted(Path("run").glob("samples-*"))
+    assert [sheet.name for sheet in sheets] == [f"samples-00000{n}.png" for n in (2, 4, 5)]
+    assert len({sheet.read_bytes() for sheet in sheets}) == 3
+    run(*started, "--out", "other", "--steps", 4)
+    assert files("other")["samples-000004.png"] == files("run")["samples-000004.png"]
+    run(*started, "--out", "still", "--sample-every", 2, "--steps", 4, "--lr", 1e-30)
+    first, second = (pixels(f"still/samples-00000{n}.png") for n in (2, 4))
+    np.testing.assert_array_equal(first, second)
+
+
 def test_log(here, started, monkeypatch):
     """A row for each ten steps and each save: their mean loss, the learning rate, and the times."""
     from ddpm_core_torch.training import Trainer
@@ -408,17 +422,17 @@ def finished(here, through) -> None:
         Path("run", name).write_bytes(data)
 
 
-@pytest.mark.parametrize("lost", ["model.safetensors", "samples.png"])
+@pytest.mark.parametrize("lost", ["model.safetensors", "samples-000006.png"])
 @pytest.mark.parametrize("how", ["missing", "older", "broken", "odd"])
 def test_finished_run_is_refreshed(finished, started, through, capsys, lost, how):
     """Resuming a finished run writes what is missing or old, says so, and changes nothing else."""
     path = Path("run", lost)
     if how == "older":
         run(*started, "--out", "other", "--steps", 2)
-        Path("other", lost).replace(path)
+        Path("other", lost.replace("6", "2")).replace(path)
     elif how == "broken":
         path.write_bytes(b"")
-    elif how == "odd" and lost == "samples.png":  # Pillow refuses so many pixels
+    elif how == "odd" and lost.endswith(".png"):  # Pillow refuses so many pixels
         image = zlib.compress(bytes(10))
         head = struct.pack(">2I5B", 10**5, 10**5, 8, 0, 0, 0, 0)
         chunks = ((b"IHDR", head), (b"IDAT", image))
@@ -690,7 +704,7 @@ def test_what_is_said(here, started, capsys, monkeypatch):
     assert first == f"8 images of 4 x 4 x 1, 2 classes; {count:,} parameters; cpu, float32"
     assert re.match(r"Training 1/2, loss \d\.\d{4}, \d+ images/s", lines[0])
     assert "nan" not in err
-    assert out == "run/model.safetensors: 2 steps; see run/samples.png\n"
+    assert out == "run/model.safetensors: 2 steps; see run/samples-000002.png\n"
 
 
 @pytest.mark.needs("torch")

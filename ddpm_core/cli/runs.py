@@ -61,10 +61,6 @@ class Plan:
         """Whether the state is saved at a step; samples are always of a saved one."""
         return self.draws(step) or step % self.save_every == 0
 
-    def drawn_by(self, step: int) -> int:
-        """The last step at which samples were drawn, or 0."""
-        return step if self.draws(step) else step - step % self.sample_every
-
 
 @dataclass(frozen=True)
 class Run:
@@ -92,7 +88,8 @@ class Run:
 
     @property
     def samples(self) -> Path:
-        return self.folder / "samples.png"
+        """The samples of the trainer's step; those of other steps stay beside them."""
+        return self.folder / f"samples-{self.trainer.done:06}.png"
 
     @property
     def log(self) -> Path:
@@ -138,7 +135,10 @@ class Run:
         save(self.model, self._checkpoint())
 
     def draw(self) -> None:
-        """Writes a picture of 16 samples of the averaged weights, whose text "step" is theirs."""
+        """Writes a picture of 16 samples of the averaged weights, whose text "step" is theirs.
+
+        The noise is that of every other step.
+        """
         from PIL import Image, PngImagePlugin
 
         model = self._checkpoint()
@@ -161,11 +161,11 @@ class Run:
     def refresh(self, plan: Plan) -> list[str]:
         """Writes what is missing or not of the state's step; returns the names of those files."""
         written: list[str] = []
-        done, drawn = self.trainer.done, plan.drawn_by(self.trainer.done)
+        done = self.trainer.done
         if _step_of_model(self.model) != done:
             save(self.model, self._checkpoint())
             written.append(self.model.name)
-        if drawn and not drawn <= _step_of_picture(self.samples) <= done:
+        if plan.draws(done) and _step_of_picture(self.samples) != done:
             self.draw()
             written.append(self.samples.name)
         return written

@@ -138,8 +138,8 @@ def train(
     """Train a DDPM on images; needs torch.
 
     Writes OUT/model.safetensors (the averaged weights, for `sample --model`),
-    OUT/training.safetensors and OUT/run.toml (for --resume), OUT/log.csv and OUT/samples.png.
-    Ctrl-C, SIGTERM and SIGHUP save first; a second one does not.
+    OUT/training.safetensors and OUT/run.toml (for --resume), OUT/log.csv, and samples of one noise
+    such as OUT/samples-001000.png. Ctrl-C, SIGTERM and SIGHUP save first; a second one does not.
     """
     _refuse_launcher()
     if resume is not None:
