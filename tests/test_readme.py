@@ -51,10 +51,9 @@ def test_console_lines(command, tmp_path):
         _boot(tmp_path)
     if words[1] == "train":
         _photos(tmp_path / "photos")
-        if "--resume" in words:
-            test_console_lines(next(c for c in PARTS if "train --data" in c), tmp_path)
-        else:
-            words += ["--batch", "4"]
+        words += [] if "--resume" in words else ["--batch", "4"]
+    if words[1] == "plot" or "--resume" in words:
+        test_console_lines(next(c for c in PARTS if "train --data" in c), tmp_path)
     if words[1] == "evaluate":
         _data(tmp_path / "photos")
         words[words.index("--data") + 1] = "photos"
@@ -67,7 +66,8 @@ def test_console_lines(command, tmp_path):
     assert ran.returncode == 0, ran.stderr
     written = {str(p.relative_to(tmp_path)) for p in tmp_path.rglob("*.*")}
     wanted = {"sample": {"samples.png"}, "edit": set(), "train": {"runs/photos/model.safetensors"},
-              "evaluate": {"rate-distortion.png"}, "verify": set(), "info": set()}  # fmt: skip
+              "plot": {"runs/photos/loss.png"}, "evaluate": {"rate-distortion.png"},
+              "verify": set(), "info": set()}  # fmt: skip
     assert wanted[words[1]] <= written
     for option in ("--gif", "--out"):
         if option in words:

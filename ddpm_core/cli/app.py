@@ -11,6 +11,7 @@ from ddpm_core.cli.convert import convert
 from ddpm_core.cli.edit import edit
 from ddpm_core.cli.evaluate import evaluate
 from ddpm_core.cli.info import info
+from ddpm_core.cli.plot import plot
 from ddpm_core.cli.sample import sample
 from ddpm_core.cli.train import train
 from ddpm_core.cli.verify import verify
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (sample, edit, train, evaluate, convert, verify, info):
+for _command in (sample, edit, train, plot, evaluate, convert, verify, info):
     app.command()(_command)
 
 
