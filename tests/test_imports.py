@@ -36,6 +36,7 @@ ROOMS = [
     "measurements",
     "oracles",
     "likelihood",
+    "distances",
     "samplers",
     "certificates",
     "inverse",
