@@ -4,7 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+_HERE = Path(__file__).parent
+
 
 def bundled() -> dict[str, Path]:
     """The checkpoints in this package, by name."""
-    return {path.stem: path for path in sorted(Path(__file__).parent.glob("*.safetensors"))}
+    return _in(_HERE)
+
+
+def classifiers() -> dict[str, Path]:
+    """The classifiers in this package, by the name of their data."""
+    return _in(_HERE / "classifiers")
+
+
+def _in(folder: Path) -> dict[str, Path]:
+    return {path.stem: path for path in sorted(folder.glob("*.safetensors"))}
