@@ -11,7 +11,7 @@ finite, or if two sets differ in D.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -146,6 +146,30 @@ def precision_recall(real: Array, drawn: Array, k: int = 3) -> PrecisionRecall:
         raise ValueError(f"k must be at least 1, but is {k}")
     real, drawn = _checked(k + 1, real=real, drawn=drawn)
     return PrecisionRecall(_share_among(real, drawn, k), _share_among(drawn, real, k))
+
+
+class Scores(NamedTuple):
+    """How far drawn samples are from real ones, by each measure of this module."""
+
+    frechet: Measured
+    kernel: Measured
+    precision: Measured
+    recall: Measured
+
+
+def scores(real: Array, drawn: Array, features: Callable[[Array], Array] | None = None) -> Scores:
+    """`frechet`, `kernel_distance` and `precision_recall` of two sets.
+
+    real: (N, D), N >= 4, or what `features` takes
+    drawn: (M, D), M >= 4, or what `features` takes
+    features: what makes (N, D) of N images, such as a network; None where the sets are features
+
+    Beside them belong the scores of `real` and M other real samples: what a perfect model has.
+    """
+    if features is not None:
+        real, drawn = features(real), features(drawn)
+    shares = precision_recall(real, drawn)
+    return Scores(frechet(real, drawn), kernel_distance(real, drawn), *shares)
 
 
 class Nearest(NamedTuple):

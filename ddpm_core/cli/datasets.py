@@ -181,11 +181,7 @@ def _read_numpy(path: Path) -> Images:
     with _open(path) as file:
         if path.suffix == ".npy":
             return _images_of(path, _Npy(path, file, path.stat().st_size), None)
-        try:
-            archive = zipfile.ZipFile(file)
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-        except Exception as error:  # of whatever is wrong with a foreign file
-            raise _unreadable(path, error) from None
+        archive, members = _members(path, file)
         names = [name for name in ("images", "x", "arr_0") if name in members]
         if not names:
             raise ValueError(
@@ -197,6 +193,41 @@ def _read_numpy(path: Path) -> Images:
             for name in (names[:1] + second[:1])
         ]
         return _images_of(path, arrays[0], arrays[1] if second else None)
+
+
+def read_features(path: Path) -> dict[str, Array]:
+    """The arrays `real`, `drawn` and, where it is there, `other` of an .npz, of real numbers.
+
+    OSError or ValueError, one line, if they cannot be read.
+    """
+    with _open(path) as file:
+        archive, members = _members(path, file)
+        if missing := [name for name in ("real", "drawn") if name not in members]:
+            raise ValueError(
+                f"{path} lacks {' and '.join(missing)}: features are an .npz of arrays real and "
+                f"drawn and, optionally, other"
+            )
+        arrays: dict[str, Array] = {}
+        for name in ("real", "drawn", "other"):
+            if name in members:
+                info = members[name]
+                stored = _Npy(path, _member(path, archive, info), info.file_size)
+                if stored.dtype.kind not in "fiu" or len(stored.shape) != 2:
+                    raise ValueError(
+                        f"{path}: {name} must hold numbers (N, D), a row a sample, but holds "
+                        f"{stored.dtype} {stored.shape}"
+                    )
+                arrays[name] = stored.read()
+        return arrays
+
+
+def _members(path: Path, file: IO[bytes]) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
+    """An .npz, opened, and the files in it by the names of the arrays."""
+    try:
+        archive = zipfile.ZipFile(file)
+        return archive, {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+    except Exception as error:  # of whatever is wrong with a foreign file
+        raise _unreadable(path, error) from None
 
 
 def _member(path: Path, archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> IO[bytes]:

@@ -1,4 +1,4 @@
-"""`ddpm-core evaluate`: bits per dimension, and rate against distortion."""
+"""`ddpm-core evaluate`: bits per dimension, rate against distortion, and how samples score."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ import numpy as np
 import typer
 from rich.table import Table
 
-from ddpm_core.checkpoints import load
+from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.checkpoints.files import write_whole
-from ddpm_core.cli import datasets
+from ddpm_core.cli import datasets, judging
+from ddpm_core.cli.drawing import MOST, SAMPLERS, check_sampler, parse_guidance
 from ddpm_core.cli.options import (
     DATA,
     BackendName,
@@ -25,6 +26,7 @@ from ddpm_core.cli.options import (
 )
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.cli.rate import Run, report
+from ddpm_core.levels import Level
 from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Discrete
 
@@ -32,7 +34,7 @@ VARIANCES = ("auto", "small", "large", "optimal", "learned")
 
 
 def evaluate(
-    data: Annotated[Path, typer.Option(help=DATA)],
+    data: Annotated[Path | None, typer.Option(help=DATA)] = None,
     model: Annotated[
         str, typer.Option(help="A bundled model's name, a checkpoint file, or a run's folder.")
     ] = "fashion-mnist",
@@ -61,7 +63,50 @@ def evaluate(
     labelled: Annotated[
         bool, typer.Option("--labelled", help="Tell the model each image's class.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Decides the noise, and which terms are drawn.")] = 0,
+    bound: Annotated[
+        bool, typer.Option(help="Whether the bound is measured, or only what --samples asks for.")
+    ] = True,
+    samples: Annotated[
+        int,
+        typer.Option(
+            min=0, max=MOST,
+            help="Also draw so many samples, and measure how far they are from as many images, in "
+            "the features of the bundled classifier; beside that, how far as many other images "
+            "are. Hundreds at least.",
+        ),
+    ] = 0,
+    sampler: Annotated[
+        str, typer.Option(help=f"Of the samples: one of {', '.join(SAMPLERS)}.")
+    ] = "dpmpp_2m",
+    sampler_steps: Annotated[
+        int, typer.Option(min=1, help="Steps of the sampler, at most the model's noise levels.")
+    ] = 20,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            help="How strongly each sample is driven towards its class and away from none "
+            "(classifier-free guidance): 1 is not at all."
+        ),
+    ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(
+            metavar="LOW HIGH",
+            help="The log-SNR within which there is guidance: everywhere by default.",
+        ),
+    ] = None,
+    features: Annotated[
+        Path | None,
+        typer.Option(
+            help="Instead of a model and images: an .npz of arrays real and drawn, (N, D) each, "
+            "which any network made of real images and of samples, and optionally other, of as "
+            "many other real images as samples."
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(help="Decides the noise, which terms are drawn, and which images compared."),
+    ] = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers, to a .json.")
     ] = None,
@@ -75,13 +120,18 @@ def evaluate(
     ] = 32,
     backend_name: BackendName = "numpy",
     device: Device = None,
-) -> None:
-    """Measure how many bits per dimension a model spends on images.
+) -> None:  # fmt: skip
+    """Measure how many bits per dimension a model spends on images, and how its samples score.
 
     The variational bound (Ho et al. 2020, Eq. 5) on -log P of the images, each part with its
     standard error, and the rate-distortion curve (their Table 4 and Figure 5). The images are the
     test split of IDX files by default; of other data they are the first ones, so keep what the
     model was trained on elsewhere.
+
+    With --samples also the Fréchet distance, kernel distance, precision and recall of samples, in
+    the features of a classifier, and the share that it recognises, each with its standard error.
+    They are to be read beside those of other real images, and do not compare with values in other
+    features.
     """
     check_seed(seed)
     if variance not in VARIANCES:
@@ -94,17 +144,77 @@ def evaluate(
             check_place(path, suffix)
     if plot is not None:
         _empty_figure()  # without matplotlib, better now than after the work
+    check_sampler(sampler)
+    strength = parse_guidance(guidance, guidance_interval)
+    if features is not None:
+        if data is not None or samples or not bound or plot is not None:
+            raise ValueError(
+                "--features takes no model and no images: leave out --data, --samples, --no-bound "
+                "and --plot"
+            )
+        found = judging.compared(datasets.read_features(features), str(features))
+        _finish({"samples": found}, json_path, None)
+        return
+    if data is None:
+        raise ValueError("there is nothing to evaluate: pass --data, or --features")
+    if not bound and (samples == 0 or plot is not None):
+        raise ValueError("--no-bound goes with --samples, and without --plot")
+    if guidance is not None and samples == 0:
+        raise ValueError("--guidance goes with --samples")
     checkpoint = load(model)
+    levels = _levels(checkpoint, steps, terms, labelled) if bound else None
+    run = Run(checkpoint, open_backend(backend_name, device), labelled, seed, batch)
+    found = run.read(data, split)
+    judge = None
+    if samples:
+        judge = judging.Judge(run, found, data, samples, sampler, sampler_steps, strength)
+    numbers: dict[str, Any] = {
+        "model": model, "data": str(data), "split": split if datasets.has_splits(data) else None,
+        "seed": seed,
+    }  # fmt: skip
+    if levels is not None:
+        total = len(found.images) if images == 0 else min(images, len(found.images))
+        if total < 2:
+            raise ValueError(f"a standard error takes at least 2 images, but there is {total}")
+        has_v = run.predict.variance
+        if variance == "learned" and not has_v:
+            raise ValueError(f"{model} has no learned variance; there are small, large and optimal")
+        if variance == "auto":
+            variance = "learned" if has_v else "optimal"
+        chosen = datasets.Images(
+            found.images[:total],
+            None if found.classes is None else found.classes[:total],
+            found.labels,
+        )
+        u = np.random.default_rng(seed).random((total, terms)) if terms else None
+        kernel = run.kernel(variance, levels, partial(run.unseen, data, split, found, total))
+        result = run.bound(kernel, levels, chosen, u)
+        count = len(levels.sigma) - 1
+        numbers |= {
+            "images": total, "terms": terms or count - 1, "steps": count, "variance": variance,
+            "labelled": labelled, **report(result, levels, found.images[0].size),
+        }  # fmt: skip
+    if judge is not None:
+        drawn = {"sampler": sampler, "sampler_steps": sampler_steps, "guidance": guidance}
+        drawn |= {"guidance_interval": guidance_interval and list(guidance_interval)}
+        numbers["samples"] = drawn | judge.numbers()
+    _finish(numbers, json_path, plot)
+
+
+def _levels(checkpoint: Checkpoint, steps: int, terms: int, labelled: bool) -> Level:
+    """The levels of the bound; ValueError if the model, or the options, allow none."""
     schedule = checkpoint.schedule
     if not isinstance(schedule, Discrete):
-        raise ValueError(f"evaluate needs a discrete schedule, not {schedule!r}")
+        raise ValueError(
+            f"the bound needs a discrete schedule, not {schedule!r}; --samples goes without, with "
+            f"--no-bound"
+        )
     if steps == 1 or steps > schedule.T:
         raise ValueError(
             f"--steps must lie within 2 .. {schedule.T}, the model's noise levels, or be 0 for all "
             f"of them, but is {steps}"
         )
     count = steps or schedule.T
-    levels = levels_of(schedule, count)
     if terms > count - 1:
         raise ValueError(
             f"--terms must be at most {count - 1}, one less than the levels, but is {terms}; pass "
@@ -113,31 +223,16 @@ def evaluate(
     has_classes = checkpoint.config.classes > 0
     if has_classes and not labelled and not getattr(checkpoint, "unconditional", True):
         raise ValueError("this model was never trained without a class: pass --labelled")
-    run = Run(checkpoint, open_backend(backend_name, device), labelled, seed, batch)
-    found = run.read(data, split)
-    total = len(found.images) if images == 0 else min(images, len(found.images))
-    if total < 2:
-        raise ValueError(f"a standard error takes at least 2 images, but there is {total}")
-    has_v = run.predict.variance
-    if variance == "learned" and not has_v:
-        raise ValueError(f"{model} has no learned variance; there are small, large and optimal")
-    if variance == "auto":
-        variance = "learned" if has_v else "optimal"
-    chosen = datasets.Images(
-        found.images[:total],
-        None if found.classes is None else found.classes[:total],
-        found.labels,
-    )
-    u = np.random.default_rng(seed).random((total, terms)) if terms else None
-    kernel = run.kernel(variance, levels, partial(run.unseen, data, split, found, total))
-    result = run.bound(kernel, levels, chosen, u)
-    numbers = {
-        "model": model, "data": str(data), "split": split if datasets.has_splits(data) else None,
-        "images": total, "terms": terms or count - 1, "steps": count, "variance": variance,
-        "labelled": labelled, "seed": seed, **report(result, levels, found.images[0].size),
-    }  # fmt: skip
+    return levels_of(schedule, count)
+
+
+def _finish(numbers: dict[str, Any], json_path: Path | None, plot: Path | None) -> None:
+    """Shows the numbers, and writes them."""
     try:
-        _show(numbers)
+        if "bits_per_dim" in numbers:
+            _show(numbers)
+        if "samples" in numbers:
+            judging.show(numbers["samples"], wide_console())
     finally:  # whoever read the table may have left
         if json_path is not None:
             text = json.dumps(numbers, indent=2, allow_nan=False)

@@ -1,0 +1,151 @@
+"""How samples of a model score beside real images, in the features of a classifier."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from ddpm_core.checkpoints.classifier import load_classifier
+from ddpm_core.cli.datasets import Images
+from ddpm_core.cli.drawing import SAMPLERS, check_guidable, check_steps, classes_of, deal, draw
+from ddpm_core.cli.pictures import to_bytes
+from ddpm_core.cli.rate import Run
+from ddpm_core.distances import Measured, scores
+from ddpm_core.guidance import Scale
+from ddpm_core.typing import Array
+
+LEAST = 4  #: samples, of which each has three others
+_ROWS = {
+    "frechet": "Fréchet distance, squared",
+    "kernel": "kernel distance, squared",
+    "precision": "precision",
+    "recall": "recall",
+    "recognised": "recognised",
+}
+
+
+class Judge:
+    """A model's samples, yet to be drawn, and two sets of as many real images.
+
+    ValueError if there are too few images, or none of the bundled classifiers takes them.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        found: Images,
+        data: Path,
+        count: int,
+        sampler: str,
+        steps: int,
+        guidance: Scale | None,
+    ) -> None:
+        checkpoint, images = run.checkpoint, found.images
+        self.classifier = load_classifier()
+        if images.shape[1:] != self.classifier.shape:
+            raise ValueError(
+                f"the bundled classifier takes images of shape {self.classifier.shape}, but those "
+                f"of {data} are {images.shape[1:]}: leave out --samples, and pass --features, an "
+                f".npz of features that you made"
+            )
+        if count < LEAST or 2 * count > len(images):
+            raise ValueError(
+                f"--samples takes as many images to compare with and as many others, {LEAST} or "
+                f"more of each: {data} has {len(images)}, enough for --samples "
+                f"{len(images) // 2}, but it is {count}"
+            )
+        check_steps(steps, checkpoint.schedule)
+        # Pictures in folders come class by class.
+        order = np.random.default_rng(run.seed).permutation(len(images))[: 2 * count]
+        self.real, self.other = images[order[:count]], images[order[count:]]
+        self.true = None if found.classes is None else found.classes[order[count:]]
+        dealt = deal(None, checkpoint)
+        if dealt is not None and self.true is not None and self.true.max() < len(dealt):
+            # Not those of `real`: samples that share its classes by design are too near to it.
+            dealt = self.true
+        if guidance is not None:
+            check_guidable(checkpoint, dealt)
+        self.y = classes_of(dealt, np.arange(count))
+        self.run, self.guidance = run, guidance
+        self.solver = SAMPLERS[sampler](checkpoint.schedule, steps)
+
+    def numbers(self) -> dict[str, Any]:
+        """What `compared` gives, and the share that is recognised where the classes are known."""
+        run = self.run
+        x = draw(
+            run.checkpoint, run.on, self.solver, len(self.real), self.y, run.seed, run.batch,
+            guidance=self.guidance,
+        )[-1]  # fmt: skip
+        drawn, other = (self.classifier.read(images) for images in (to_bytes(x), self.other))
+        sets = {"real": self.classifier(self.real)}
+        sets |= {"drawn": drawn.features, "other": other.features}
+        found = compared(sets, f"the bundled classifier of {self.classifier.name}")
+        if run.checkpoint.labels == self.classifier.labels:
+            for name, logits, y in (
+                ("drawn", drawn.logits, self.y),
+                ("other", other.logits, self.true),
+            ):
+                if y is not None:
+                    found[name]["recognised"] = _shown(_share(logits.argmax(axis=1) == y))
+        return found
+
+
+def compared(sets: Mapping[str, Array], features: str) -> dict[str, Any]:
+    """The scores of `drawn` and of `other`, if there are others, each beside `real`.
+
+    features: where they are from, in words
+    """
+    drawn, other = sets["drawn"], sets.get("other")
+    if other is not None and other.shape != drawn.shape:
+        raise ValueError(
+            f"scores compare between sets of one size: other has shape {other.shape}, but drawn "
+            f"{drawn.shape}"
+        )
+    found: dict[str, Any] = {
+        "features": features,
+        "dimensions": drawn.shape[-1],
+        "count": len(drawn),
+        "real": len(sets["real"]),
+    }
+    for name in ("drawn", "other"):
+        if name in sets:
+            measured = scores(sets["real"], sets[name])._asdict()
+            found[name] = {key: _shown(value) for key, value in measured.items()}
+    return found
+
+
+def show(numbers: Mapping[str, Any], console: Console) -> None:
+    """The numbers of `compared` as a table."""
+    how = ""
+    if "sampler" in numbers:
+        how = f" ({numbers['sampler']}, {numbers['sampler_steps']} steps)"
+    console.print(
+        f"Distances of {numbers['count']} samples{how} from {numbers['real']} real images in the "
+        f"{numbers['dimensions']} features of {numbers['features']}",
+        highlight=False, markup=False, soft_wrap=True,
+    )  # fmt: skip
+    columns = {"drawn": "samples", "other": "other real"}
+    there = {key: label for key, label in columns.items() if key in numbers}
+    heads = [head for label in there.values() for head in (label, "standard error")]
+    table = Table("", *heads, box=None, pad_edge=False)
+    for key, label in _ROWS.items():
+        each = [numbers[name].get(key) for name in there]
+        if any(each):
+            cells = [(f"{m['value']:.4g}", f"{m['error']:.2g}") if m else ("", "") for m in each]
+            table.add_row(label, *(cell for pair in cells for cell in pair))
+    console.print(table)
+
+
+def _share(right: Array) -> Measured:
+    share = float(right.mean())
+    return Measured(share, math.sqrt(share * (1 - share) / len(right)))
+
+
+def _shown(measured: Measured) -> dict[str, float]:
+    return dict(measured._asdict())
