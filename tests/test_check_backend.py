@@ -29,6 +29,7 @@ from ddpm_core_numpy import NumPy, NumPyOps
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_numpy_passes(dtype):
     """NumPy, beside the operations of the standard, passes all that says something of it."""

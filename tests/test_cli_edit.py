@@ -125,6 +125,7 @@ def test_repaint_is_the_default(here, model):
     np.testing.assert_allclose(np.hstack(results), np.hstack((x[:, 0] + 1) * 127.5), atol=0.6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [None, *SAMPLERS])
 def test_variation(here, model, sampler):
     """--strength samples from q at that share of the times (SDEdit), here 40 of 100."""
@@ -148,6 +149,7 @@ def test_strength_of_few_levels(here, model, capsys):
         assert f"ancestral, {steps} steps." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", [None, *METHODS])
 def test_what_decides(here, model, method):
     """A result depends on the seed, the class and its number, not on --batch or --count."""

@@ -66,6 +66,7 @@ def test_draw_is_sample(model):
     np.testing.assert_allclose(found[0], first, rtol=0, atol=ROUNDING)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_seed_decides(here, model, name):
     """A seed gives its picture again, and another seed another, with every sampler."""

@@ -255,6 +255,7 @@ class Killed(BaseException):
     """Ends a run at a point, as a kill does: nothing catches it."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("at", range(1, 10))
 def test_killed_between_writes(here, started, through, monkeypatch, at):
     """A run that ends before any of its nine renames is resumed to the same bytes, each file's."""
@@ -289,6 +290,7 @@ app.run(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_killed_process(here, started, through, capsys):
     """What a killed process leaves, half a file and a lock, is in the way of no other."""
     command = [*started, "--steps", 6]
@@ -331,6 +333,7 @@ def test_log(here, started, monkeypatch):
         assert (row.step - first) * 4 / row.images_per_second < spent + 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("left", ["", "10,0.5", "9,0.5,1e-3,1.0,1.0\n10,", "\0\0\n", None])
 def test_log_after_a_kill(here, started, through, monkeypatch, left):
     """Rows after the saved state, and part of one, are dropped; the others stay, each once."""

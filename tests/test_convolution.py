@@ -90,6 +90,7 @@ def test_winograd_on_trained_weights(trained, time):
     assert np.abs(found - exact).max() <= 1e-5 * np.abs(exact).max()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("shape", "out", "kind"),
     [

@@ -25,6 +25,7 @@ from ddpm_core_numpy import convolution
 cp, on = cupy_standin.cp, cupy_standin.on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_unet(name, cp):
     """The reference's output in float64, of every switch and every form of convolution."""

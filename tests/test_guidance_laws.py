@@ -52,6 +52,7 @@ def slopes(errors):
     return -np.diff(np.log2(errors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("w", [0.75, 2, 5])
 @pytest.mark.parametrize(("name", "p", "limit"), CASES, ids=[name for name, *_ in CASES])
 def test_published_limits(name, p, limit, w):

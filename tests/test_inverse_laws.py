@@ -33,6 +33,7 @@ def law_of_kernel(kernel, truth, levels):
     return law_of(lambda x, noise: ddpm.sample_kernel(kernel, levels, x, noise), truth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("c", [None, 0.3], ids=["N(m, I)", "N(m, c I), its own r²"])
 @pytest.mark.parametrize("measurement", [SEEN, BLURRED], ids=["mask", "blur"])
 def test_pigdm_tends_to_the_posterior_of_isotropic_data(measurement, c):
