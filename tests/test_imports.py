@@ -102,6 +102,13 @@ def of_core(name: str) -> set[str]:
     return {owner(target) for target in imports_of(name)} - {""}
 
 
+@pytest.mark.parametrize("name", [n for n in MODULES if room(n) not in ("cli", "testing")])
+def test_the_core_draws_no_random_number(name):
+    """Noise is a pure function of its seed, and generators are arguments."""
+    called = [ast.unparse(n.func) for n in ast.walk(TREES[name]) if isinstance(n, ast.Call)]
+    assert not [f for f in called if f.startswith("np.random")]
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_modules_import_only_what_is_above(name):
     """A module imports its own room and those above it."""

@@ -14,6 +14,7 @@ from ddpm_core.gaussians import Gaussian, kl
 from ddpm_core.levels import Level
 from ddpm_core.oracles import GaussianOracle
 from ddpm_core.samplers import Sampler, Unrolled
+from ddpm_core.samplers.unrolled import mixed_signs
 from ddpm_core.typing import Array, Noise
 
 
@@ -200,7 +201,7 @@ def _affine(
         return y.reshape(len(x), -1)
 
     # Far above 1, the scale of data, so that a clip to [-1, 1] shows.
-    mix = np.random.default_rng(0).choice([-1.0, 1.0], size) * np.linspace(8, 16, size)
+    mix = mixed_signs(size) * np.linspace(8, 16, size)
     offset, together = probe(np.stack([np.zeros(size), mix]))
     count = max(1, _AT_ONCE // size)
     parts = [probe(np.eye(min(count, size - i), size, i)) for i in range(0, size, count)]

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.levels import Level, check_levels
+from ddpm_core.noise import portable_noise
 from ddpm_core.parameterisations import Parameterisation, check_readable, reading, x0
 from ddpm_core.typing import Array
 
@@ -62,6 +63,14 @@ def check_calls(levels: Level) -> None:
         )
 
 
+def mixed_signs(size: int) -> Array:
+    """The numbers -1 and 1 in a fixed, irregular order, (size,): for a probe of all inputs at once.
+
+    That a function is not linear shows where its value there is not the sum of those for the parts.
+    """
+    return np.where(portable_noise(0)(0, (1, size))[0] < 0, -1.0, 1.0)
+
+
 def from_step(
     step: Callable[[int, Any, Any, Any], Any],
     levels: Level,
@@ -90,7 +99,7 @@ def from_step(
     check_readable(predicts, levels.take(slice(None, -1)))
     n = len(levels.sigma) - 1
     # More than 1 in size, so that a clip to [-1, 1], which leaves the others as they are, shows.
-    mix = np.random.default_rng(0).choice([-1.0, 1.0], 1 + 2 * n) * np.linspace(2, 3, 1 + 2 * n)
+    mix = mixed_signs(1 + 2 * n) * np.linspace(2, 3, 1 + 2 * n)
     basis = np.concatenate([np.eye(1 + 2 * n), mix[:, None]], axis=1)
     points = [basis[0]]
     for i in range(n):
