@@ -16,12 +16,14 @@ from ddpm_core.typing import Array
 
 
 def plot(
-    run: Annotated[Path, typer.Argument(help="The folder of a run of `train`.")],
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="The folder of a run, as train writes it.")
+    ],
     out: Annotated[
         Path | None, typer.Option(help="A .png to write (default: loss.png in the folder).")
     ] = None,
 ) -> None:
-    """Draw the loss of a run over its steps, each row of its log.csv and their running mean."""
+    """Plot the loss of a run: the rows of its log.csv, and their running mean."""
     out = run / "loss.png" if out is None else out
     path = run / "log.csv"
     rows = log.read(path)
@@ -53,9 +55,9 @@ def plot(
 
 
 def smoothed(values: Array, weights: Array, half: int) -> Array:
-    """The weighted mean of each value and of `half` on each side, fewer at the begin and the end.
+    """The weighted mean of each value and of `half` on each side, fewer at both ends.
 
-    At the begin, where a loss falls fast, value i is averaged with i // 4 on each side.
+    At the beginning, where a loss falls fast, value i is averaged with i // 4 on each side.
     """
     index = np.arange(len(values))
     about = np.minimum(index // 4, half)
