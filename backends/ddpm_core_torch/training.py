@@ -157,6 +157,9 @@ class Trainer:
         self.optimiser = torch.optim.Adam(net.parameters(), lr=self.recipe.lr, fused=fused)
         self.average = copy.deepcopy(net).requires_grad_(False)
         self.done, self.loss = 0, 0.0
+        # Its own words: samples of the same seed are drawn from others.
+        words = np.random.SeedSequence((self.recipe.seed, 3)).generate_state(1, np.uint64)
+        self._noise = self.on.portable_noise(int(words[0]))
         self._epoch = -1  # of the order that is at hand
         self._next: Batch | None = None
 
@@ -229,7 +232,7 @@ class Trainer:
             kept = rng.random(recipe.batch) >= recipe.drop_label
             cond["y"] = self.on.asarray(np.where(kept, self.classes[index], -1), torch.int64)
         t = draw(self.schedule, rng.random(recipe.batch, dtype=np.float32))
-        eps = self.on.asarray(rng.standard_normal(x_0.shape, dtype=np.float32))
+        eps = self._noise(self.done, tuple(x_0.shape))
         return Batch(x_0, eps, Level(*(self.on.asarray(field) for field in t)), cond)
 
     def averaged(self) -> dict[str, np.ndarray]:
@@ -384,14 +387,15 @@ def _digest(data: bytes) -> str:
 
 
 def bfloat16_is_fast(device: str) -> bool:
-    """Whether autocast to bfloat16 pays: on CUDA, and on CPUs with matrix units (AMX).
+    """Whether autocast to bfloat16 pays: on CUDA, and on CPUs that multiply bfloat16.
 
-    On CPUs without them the float32 step was the faster one when measured.
+    On CPUs without such instructions (AMX or AVX-512 BF16) the float32 step was the faster one.
     """
-    if torch.device(device).type == "cuda":
+    kind = torch.device(device).type
+    if kind == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    supported = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return torch.device(device).type == "cpu" and supported is not None and bool(supported())
+    checks = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return kind == "cpu" and any(getattr(torch.cpu, check, bool)() for check in checks)
 
 
 def _host(state: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
