@@ -41,6 +41,7 @@ ROOMS = [
     "certificates",
     "inverse",
     "nn",
+    "averages",
     "models",
     "checkpoints",
     "backends",
