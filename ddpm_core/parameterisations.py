@@ -174,3 +174,11 @@ def reading(predicts: Parameterisation, wanted: Parameterisation, t: Level) -> P
 
 #: The parameterisations, by the names that checkpoints store.
 NAMED: dict[str, Parameterisation] = {f.__name__: f for f in (x0, eps, v, score, flow)}
+
+#: The names that `named` knows: those, and "mu".
+TARGETS = (*NAMED, mu.__name__)
+
+
+def named(name: str, schedule: Schedule) -> Parameterisation:
+    """The parameterisation of a name in `TARGETS`; of mu, the one of a schedule."""
+    return mu(schedule) if name == mu.__name__ else NAMED[name]

@@ -19,7 +19,7 @@ from ddpm_core.checkpoints.fields import Fields, cut, parse
 from ddpm_core.checkpoints.files import check_names, safetensors_module, write_whole
 from ddpm_core.denoisers import Predictor
 from ddpm_core.nn.network import UNetConfig, parameter_shapes
-from ddpm_core.parameterisations import NAMED
+from ddpm_core.parameterisations import TARGETS, mu, named
 from ddpm_core.schedules import EDM, VP, Discrete, Flow, LinearLogSNR, Schedule
 from ddpm_core.typing import Array
 
@@ -36,7 +36,7 @@ class Checkpoint:
 
     params: NumPy arrays by name
     size: (H, W) of the images that it was trained on
-    predicts: a name in `parameterisations.NAMED`
+    predicts: a name in `parameterisations.TARGETS`
     labels: the names of the classes, in order
     notes: anything a reader should know
     timestep_scale: multiplies the timestep that the network is told
@@ -62,7 +62,7 @@ class Checkpoint:
         if self.timestep_scale != 1:
             net = Scaled(net, self.timestep_scale)
         variance = self.config.out_channels == 2 * self.config.channels
-        return Predictor(net, self.schedule, NAMED[self.predicts], variance)
+        return Predictor(net, self.schedule, named(self.predicts, self.schedule), variance)
 
 
 @dataclass(frozen=True)
@@ -86,10 +86,10 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     """
     to_bytes = safetensors_module("safetensors.numpy").save
     schedule, predicts = checkpoint.schedule, checkpoint.predicts
-    if not isinstance(schedule, (Discrete, VP, LinearLogSNR, Flow, EDM)) or predicts not in NAMED:
+    if not isinstance(schedule, (Discrete, VP, LinearLogSNR, Flow, EDM)) or predicts not in TARGETS:
         raise ValueError(
             f"a checkpoint holds a schedule of {', '.join(_SCHEDULES)} and a target of "
-            f"{', '.join(NAMED)}, not {type(schedule).__name__} and {predicts!r}"
+            f"{', '.join(TARGETS)}, not {type(schedule).__name__} and {predicts!r}"
         )
     if dtype not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}")
@@ -119,15 +119,19 @@ def read(what: str | Path, tensors: Mapping[str, Array], metadata: str) -> Check
         if labels and len(labels) != config.classes:
             raise ValueError(f"labels are {len(labels)} names for {config.classes} classes")
         height, width = about.integers("size", 2, 1, MAX_SIDE)
+        predicts = about.one_of("predicts", TARGETS)
+        schedule = _schedule(about.fields("schedule"))
+        if predicts == mu.__name__ and not isinstance(schedule, Discrete):
+            raise ValueError(f"mu is of a discrete schedule, not of a {type(schedule).__name__}")
         scale = about.number("timestep_scale", 1.0)
         if scale <= 0:
             raise ValueError(f"timestep_scale must be positive, not {scale}")
         found = Checkpoint(
             params=tensors,
             config=config,
-            schedule=_schedule(about.fields("schedule")),
+            schedule=schedule,
             size=(height, width),
-            predicts=about.one_of("predicts", NAMED),
+            predicts=predicts,
             labels=labels,
             notes=about.fields("notes").about,
             timestep_scale=scale,

@@ -9,24 +9,25 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ddpm_core.backends import backend
 from ddpm_core.checkpoints import Checkpoint, load, save
-from ddpm_core.checkpoints.files import TEMPORARY, write_whole
+from ddpm_core.checkpoints.files import TEMPORARY, safetensors_module, write_whole
 from ddpm_core.cli import pictures
 from ddpm_core.cli.drawing import draw, parse_classes
-from ddpm_core.cli.log import Log
+from ddpm_core.cli.log import Log, Row
 from ddpm_core.cli.progress import progress
 from ddpm_core.samplers import dpmpp_2m
+from ddpm_core.typing import Array
 
 if TYPE_CHECKING:
-    from ddpm_core_torch.training import Trainer
+    from ddpm_core_torch.training import Step, Trainer
 
 if sys.platform == "win32":
     import msvcrt
@@ -66,25 +67,43 @@ class Plan:
 class Run:
     """A trainer and its folder.
 
-    The log's rows are written first, then the state. The model and the samples are made from it
+    The log's rows are written first, then the state. The models and the samples are made from it
     and tell their step, so that `refresh` finds what a kill left missing or old.
+
+    notes: what the models' files say of them, beside how long they were trained
+    kept: the number of states, of which a damaged one is passed over
     """
 
     trainer: Trainer
     folder: Path
     labels: tuple[str, ...] = ()
+    notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    kept: int = 2
 
     @property
     def options(self) -> Path:
         return self.folder / OPTIONS
 
     @property
+    def states(self) -> list[Path]:
+        """The saved states that are there, the newest first."""
+        return sorted(self.folder.glob("state-*.safetensors"), key=_step_of, reverse=True)
+
+    @property
     def state(self) -> Path:
-        return self.folder / "training.safetensors"
+        """The state of the trainer's step."""
+        return self.folder / f"state-{self.trainer.done:06}.safetensors"
 
     @property
     def model(self) -> Path:
         return self.folder / "model.safetensors"
+
+    @property
+    def models(self) -> dict[str, Path]:
+        """The models by the names of their averages: the first one's, then the other EMAs'."""
+        first, *others = (name for name in self.trainer.averages if name.startswith("ema."))
+        named = {name: self.folder / f"model-{name}.safetensors" for name in others}
+        return {first: self.model} | named
 
     @property
     def samples(self) -> Path:
@@ -92,56 +111,90 @@ class Run:
         return self.folder / f"samples-{self.trainer.done:06}.png"
 
     @property
+    def snapshot(self) -> Path:
+        """The power-function averages of the trainer's step, for `average`."""
+        return self.folder / "averages" / f"{self.trainer.done:06}.safetensors"
+
+    @property
     def log(self) -> Path:
         return self.folder / "log.csv"
 
-    def go(self, plan: Plan) -> int | None:
+    def go(self, plan: Plan, follow: Callable[[Row], object] = lambda row: None) -> int | None:
         """Trains up to plan.steps; returns the signal that ended it before, if one did.
+
+        follow: what is called with each row of the log
 
         ValueError if training diverges; the files are then those of the last good save.
         """
-        with _signals() as caught:
+        with _signals(self.trainer) as caught:
             try:
-                self._train(plan, caught)
+                self._train(plan, follow)
             except FloatingPointError as error:
-                kept = "stays as it is" if self.state.exists() else "was not written yet"
+                kept = f"{self.states[0]} stays" if self.states else "no state was saved yet"
                 raise ValueError(
-                    f"{error}: training has diverged. {self.state} {kept}; a smaller --lr may help"
+                    f"{error}: training has diverged. {kept}; a smaller --lr may help"
                 ) from None
         return caught[0] if caught else None
 
-    def _train(self, plan: Plan, stop: list[int]) -> None:
-        """Trains as planned, or until `stop` has an element; the last step is saved."""
+    def _train(self, plan: Plan, follow: Callable[[Row], object]) -> None:
+        """Trains as planned, or until it is to stop; the last step is saved."""
         trainer, began = self.trainer, time.monotonic()
         first = saved = trainer.done
-        log = Log(self.log, trainer)
-        with progress(plan.steps, "Training", done=first) as bar:
-            while trainer.done < plan.steps and not stop:
-                log.step()
-                if plan.saves(trainer.done):
+        log = Log(self.log, trainer, follow) if trainer.is_first else None
+        quiet = not trainer.is_first
+        with progress(plan.steps, "Training", done=first, quiet=quiet) as bar:
+
+            def after(step: Step) -> None:
+                nonlocal saved
+                if log:
+                    log.step(step)
+                if plan.saves(step.number):
                     self.save(log)
-                    saved = trainer.done
-                if plan.draws(trainer.done) and not stop:
+                    saved = step.number
+                if plan.draws(step.number) and not step.stopped:
                     self.draw()
-                speed = (trainer.done - first) * trainer.recipe.batch / (time.monotonic() - began)
-                bar.advance(note=f"loss {trainer.loss:.4f}, {speed:.0f} images/s")
+                speed = (step.number - first) * trainer.recipe.batch / (time.monotonic() - began)
+                bar.advance(
+                    note=f"loss {trainer.loss:.4f}, gradient {step.gradient_norm:.2g}, "
+                    f"{speed:.0f} images/s"
+                )
+                if log:
+                    log.go_on()
+
+            trainer.train(plan.steps, [after])
         if saved < trainer.done:
             self.save(log)
 
-    def save(self, log: Log) -> None:
-        """Writes the log's rows, the state, then the model."""
-        log.write()
-        self.trainer.save(self.state)
-        save(self.model, self._checkpoint())
+    def save(self, log: Log | None) -> None:
+        """Writes the log's rows, the state, then the models; drops the oldest states."""
+        trainer = self.trainer
+        trainer.first_does(log.write if log else lambda: None)
+        trainer.save(self.state)
+        self._write_models()
+        if trainer.is_first:
+            for old in self.states[self.kept :]:
+                old.unlink()
+
+    def _write_models(self) -> None:
+        for name, path in self.models.items():
+            made = self._checkpoint(name)
+            self.trainer.first_does(lambda made=made, path=path: save(path, made))
 
     def draw(self) -> None:
         """Writes a picture of 16 samples of the averaged weights, whose text "step" is theirs.
 
-        The noise is that of every other step.
+        The noise is that of every other step. Power-function averages are written too.
         """
+        trainer = self.trainer
+        model = self._checkpoint()
+        trainer.first_does(lambda: write_whole(self.samples, self._picture(model)))
+        powers = {k: trainer.averaged(k) for k in trainer.averages if k.startswith("power.")}
+        if powers:
+            trainer.first_does(lambda: self._write_snapshot(powers))
+
+    def _picture(self, model: Checkpoint) -> bytes:
         from PIL import Image, PngImagePlugin
 
-        model = self._checkpoint()
         y = parse_classes(None, model, 16)
         solver = dpmpp_2m(model.schedule, min(20, self.trainer.schedule.T))
         on = backend("torch", device=str(self.trainer.device))
@@ -150,43 +203,92 @@ class Run:
         text, buffer = PngImagePlugin.PngInfo(), io.BytesIO()
         text.add_text("step", str(self.trainer.done))
         Image.fromarray(sheet).save(buffer, format="PNG", optimize=True, pnginfo=text)
-        write_whole(self.samples, buffer.getvalue())
+        return buffer.getvalue()
+
+    def _write_snapshot(self, powers: Mapping[str, Mapping[str, Array]]) -> None:
+        tensors = {
+            f"{average.removeprefix('power.')}/{name}": value
+            for average, values in powers.items()
+            for name, value in values.items()
+        }
+        self.snapshot.parent.mkdir(exist_ok=True)
+        write_whole(self.snapshot, safetensors_module("safetensors.numpy").save(tensors))
 
     def sweep(self) -> None:
         """Removes the temporary files of writes that a kill cut short."""
-        for left in self.folder.glob(f"{TEMPORARY}*"):
+        for left in (*self.folder.glob(f"{TEMPORARY}*"), *self.folder.glob(f"*/{TEMPORARY}*")):
             if not left.is_dir():  # a folder is of `convert`, which may be at work
                 left.unlink()
+
+    def resume(self) -> list[str]:
+        """Takes the trainer to the newest state that is whole; returns what is wrong with others.
+
+        ValueError if none is whole, or one is of another run. A damaged one is renamed.
+        """
+        from ddpm_core_torch.training import OtherRunError
+
+        wrong: list[tuple[Path, str]] = []
+        for path in self.states:
+            try:
+                self.trainer.resume(path)
+            except OtherRunError as error:
+                raise ValueError(
+                    f"{error}. Put {self.options.name} and the data back as they were, or start a "
+                    f"run"
+                ) from None
+            except ValueError as error:
+                wrong.append((path, str(error)))
+                continue
+            break
+        else:
+            raise ValueError(f"no state of {self.folder} can be read: {wrong[0][1]}")
+
+        def put_aside() -> None:
+            for path, _ in wrong:
+                path.replace(path.with_suffix(".damaged"))
+
+        self.trainer.first_does(put_aside)
+        return [error for _, error in wrong]
 
     def refresh(self, plan: Plan) -> list[str]:
         """Writes what is missing or not of the state's step; returns the names of those files."""
         written: list[str] = []
         done = self.trainer.done
-        if _step_of_model(self.model) != done:
-            save(self.model, self._checkpoint())
-            written.append(self.model.name)
-        if plan.draws(done) and _step_of_picture(self.samples) != done:
+        old = [path for path in self.models.values() if _step_of_model(path) != done]
+        missing = self.trainer.recipe.power and not self.snapshot.exists()
+        drawn = plan.draws(done) and (missing or _step_of_picture(self.samples) != done)
+        if old:
+            self._write_models()
+            written += [path.name for path in old]
+        if drawn:
             self.draw()
             written.append(self.samples.name)
         return written
 
-    def _checkpoint(self) -> Checkpoint:
+    def _checkpoint(self, average: str | None = None) -> Checkpoint:
         trainer = self.trainer
         height, width = (int(n) for n in trainer.images.shape[2:])
         return Checkpoint(
-            params=trainer.averaged(),
+            params=trainer.averaged(average),
             config=trainer.net.config,
             schedule=trainer.schedule,
             size=(height, width),
-            predicts=trainer.predict.predicts.__name__,
+            predicts=trainer.predicts,
             labels=self.labels,
             notes={
                 "trained": f"{trainer.done:,} steps of {trainer.recipe.batch}",
                 "loss": round(trainer.loss, 5),
                 "step": trainer.done,
+                **self.notes,
             },
             unconditional=not trainer.net.config.classes or trainer.recipe.drop_label > 0,
         )
+
+
+def _step_of(state: Path) -> int:
+    """The step in a state's name, or -1."""
+    digits = state.stem.removeprefix("state-")
+    return int(digits) if digits.isdecimal() else -1
 
 
 def _step_of_model(path: Path) -> int:
@@ -243,11 +345,16 @@ def locked(folder: Path) -> Generator[None]:
         os.close(file)
 
 
-@contextmanager
-def _signals() -> Generator[list[int]]:
-    """Collects the first SIGINT, SIGTERM or SIGHUP; a second one acts as if this were not here.
+#: The signals that end a run after it was saved; the last two are the warnings of batch systems.
+_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
-    A signal that is ignored, as SIGHUP is under nohup, stays ignored.
+
+@contextmanager
+def _signals(trainer: Trainer) -> Generator[list[int]]:
+    """Lets the first signal stop the trainer; a second one acts as if this were not here.
+
+    Yields the list that the first one's number comes into. A signal that is ignored, as SIGHUP is
+    under nohup, stays ignored.
     """
     caught: list[int] = []
     before: dict[int, object] = {}
@@ -258,10 +365,11 @@ def _signals() -> Generator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         caught.append(number)
+        trainer.stop = True
         restore()
 
     if threading.current_thread() is threading.main_thread():
-        for name in ("SIGINT", "SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        for name in _SIGNALS:  # Windows has no SIGHUP
             number = getattr(signal, name, None)
             if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
                 before[number] = signal.signal(number, note)

@@ -5,9 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-import os
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,18 +16,48 @@ from ddpm_core.backends import backend
 from ddpm_core.cli import datasets, toml
 from ddpm_core.cli.options import DATA
 from ddpm_core.cli.runs import OPTIONS, Plan, Run, locked
+from ddpm_core.cli.trackers import tracked
 from ddpm_core.nn.network import UNetConfig
-from ddpm_core.parameterisations import NAMED
+from ddpm_core.parameterisations import TARGETS
 from ddpm_core.schedules import Discrete, cosine, linear
 
 SCHEDULES: dict[str, Callable[[int], Discrete]] = {
     "linear": lambda T: linear(T, rescale=True),
     "cosine": cosine,
 }
-PRECISIONS = ("auto", "float32", "bfloat16")
+OBJECTIVES = ("simple", "vlb", "min-snr", "p2")
+LEVELS = ("uniform", "important")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+
+#: Networks by name, and what Ho et al. 2020 trained theirs with, as options.
+PRESETS: dict[str, dict[str, str]] = {
+    "tiny": {"widths": "16,32,32", "blocks": "1"},
+    "small": {"widths": "32,64,64"},
+    "cifar10": {
+        "widths": "128,256,256,256",
+        "dropout": "0.1",
+        "flip": "true",
+        "warmup": "5000",
+        "ema": "0.9999",
+    },
+    "256": {
+        "widths": "128,128,256,256,512,512",
+        "attention": "4",
+        "lr": "2e-5",
+        "batch": "64",
+        "warmup": "5000",
+        "ema": "0.9999",
+    },
+}
+
+#: Arguments of `train` that a run's file does not hold.
+_OF_A_CALL = ("context", "out", "resume", "config", "preset")
 
 #: Options that may differ when a run is resumed; of the data, its place.
-CHANGEABLE = {"data", "steps", "save_every", "sample_every", "device", "lr"}
+CHANGEABLE = {
+    "data", "steps", "save_every", "sample_every", "keep", "device", "lr", "accumulate",
+    "compiled", "track",
+}  # fmt: skip
 
 _run, _data, _network, _diffusion, _optimisation = (
     functools.partial(typer.Option, rich_help_panel=panel)
@@ -53,9 +82,17 @@ def _of_run(context: typer.Context, folder: Path | None) -> Path | None:
     return folder
 
 
+def _of_preset(context: typer.Context, name: str | None) -> str | None:
+    """Lets a preset say the options that the command line does not."""
+    if name is not None:
+        _one_of("--preset", name, PRESETS)
+        _take(context, PRESETS[name])
+    return name
+
+
 def _take(context: typer.Context, options: dict[str, str]) -> None:
     if context.default_map is not None:
-        raise ValueError("--resume takes the options of its run: leave out --config")
+        raise ValueError("--resume, --config and --preset each say options: pass one of them")
     context.default_map = options
 
 
@@ -87,16 +124,54 @@ def train(
     ] = None,
     save_every: Annotated[int, _run(help="Steps between saved states.")] = 500,
     sample_every: Annotated[int, _run(help="Steps between pictures.")] = 1000,
+    keep: Annotated[
+        int, _run(help="Saved states to keep: if the last one is damaged, the one before is taken.")
+    ] = 2,
+    track: Annotated[
+        str | None,
+        _run(
+            help="Also tell the log to a tracker that accelerate knows, such as tensorboard or "
+            "wandb; several are separated by commas."
+        ),
+    ] = None,
     device: Annotated[str, _run(help="cpu, cuda, or auto.")] = "auto",
     precision: Annotated[
-        str, _run(help="float32, bfloat16, or auto: the faster one here.")
+        str, _run(help="float32, bfloat16, float16, or auto: bfloat16 where it is fast.")
     ] = "auto",
+    accumulate: Annotated[
+        int, _run(help="Take each process's images in so many parts, to save memory.")
+    ] = 1,
+    compiled: Annotated[
+        bool, _run("--compile", help="Let torch compile the network: slow to start.")
+    ] = False,
     seed: Annotated[int, _run(help="The same seed and options give the same model.")] = 0,
     size: Annotated[
         int | None, _data(help="Crop the pictures of a folder to squares and resize them to it.")
     ] = None,
     unlabelled: Annotated[bool, _data(help="Ignore the classes of the data.")] = False,
     flip: Annotated[bool, _data(help="Mirror half of the images.")] = False,
+    held_out: Annotated[
+        float,
+        _data(
+            help="The share of the images that is never trained on, chosen by a hash of each "
+            "image; their loss and bound are measured with each picture."
+        ),
+    ] = 0.05,
+    skip_bad: Annotated[
+        bool, _data("--skip-bad", help="Leave out pictures that cannot be read, and list them.")
+    ] = False,
+    background: Annotated[
+        str, _data(help="The colour behind transparent pixels: a name, or #rrggbb.")
+    ] = "white",
+    preset: Annotated[
+        str | None,
+        _network(
+            callback=_of_preset,
+            is_eager=True,
+            help=f"Options for a size of network: {', '.join(PRESETS)}. cifar10 and 256 are those "
+            "of Ho et al. 2020. What is given beside it comes first.",
+        ),
+    ] = None,
     widths: Annotated[
         str,
         _network(
@@ -120,17 +195,54 @@ def train(
     dropout: Annotated[float, _network(help="Its rate in every residual block.")] = 0.0,
     schedule: Annotated[str, _diffusion(help=f"One of {', '.join(SCHEDULES)}.")] = "linear",
     T: Annotated[int, _diffusion("--T", help="Noise levels.")] = 1000,
-    predicts: Annotated[str, _diffusion(help=f"One of {', '.join(NAMED)}.")] = "eps",
+    predicts: Annotated[str, _diffusion(help=f"One of {', '.join(TARGETS)}.")] = "eps",
+    objective: Annotated[
+        str,
+        _diffusion(
+            help=f"One of {', '.join(OBJECTIVES)}. simple is the plain squared error of the "
+            "target, vlb the variational bound."
+        ),
+    ] = "simple",
     learn_variance: Annotated[
-        bool, _diffusion(help="Learn the variance too, for likelihood.")
+        bool,
+        _diffusion(
+            "--learn-variance",
+            help="Learn the variance too, from the bound, for likelihood: with simple this is "
+            "L_hybrid.",
+        ),
     ] = False,
+    levels: Annotated[
+        str,
+        _diffusion(
+            help="How noise levels are drawn: uniform, or important, in proportion to their last "
+            "losses, for vlb."
+        ),
+    ] = "uniform",
     batch: Annotated[
         int | None,
         _optimisation(help="Images per step (default: 128, or all if there are fewer)."),
     ] = None,
     lr: Annotated[float, _optimisation(help="Adam's learning rate.")] = 2e-4,
     warmup: Annotated[int, _optimisation(help="Steps in which the learning rate rises.")] = 500,
-    ema: Annotated[float, _optimisation(help="Decay of the average of the weights.")] = 0.9995,
+    lr_decay: Annotated[
+        int,
+        _optimisation(help="From this step on, --lr falls as 1 / sqrt(step); 0: it stays."),
+    ] = 0,
+    ema: Annotated[
+        str,
+        _optimisation(
+            help="Decay of the average of the weights. Of several, such as 0.9995,0.9999, the "
+            "first is sampled from, and each gets a model."
+        ),
+    ] = "0.9995",
+    power: Annotated[
+        str,
+        _optimisation(
+            "--power-averages",
+            help="Relative widths of averages to store with each picture, such as 0.05,0.1, from "
+            "which `average` makes one of another width.",
+        ),
+    ] = "",
     drop_label: Annotated[
         float, _optimisation(help="Share of labels left out, to sample without a class too.")
     ] = 0.1,
@@ -141,19 +253,23 @@ def train(
     OUT/training.safetensors and OUT/run.toml (for --resume), OUT/log.csv, and samples of one noise
     such as OUT/samples-001000.png. Ctrl-C, SIGTERM and SIGHUP save first; a second one does not.
     """
-    _refuse_launcher()
     if resume is not None:
         _refuse_changes(context)
     _one_of("--schedule", schedule, SCHEDULES)
-    _one_of("--predicts", predicts, NAMED)
+    _one_of("--predicts", predicts, TARGETS)
     _one_of("--precision", precision, PRECISIONS)
+    _one_of("--objective", objective, OBJECTIVES)
+    _one_of("--levels", levels, LEVELS)
     _within(1, math.inf, steps=steps, save_every=save_every, sample_every=sample_every, size=size)
+    _within(1, math.inf, keep=keep, accumulate=accumulate)
+    if not 0 <= held_out < 1:
+        raise ValueError(f"--held-out must be at least 0 and below 1, but is {held_out}")
     _within(1, 100, blocks=blocks)
     _within(1, 10**6, T=T)
-    levels = SCHEDULES[schedule](T)
-    found = datasets.read(data, size=size)
+    times = SCHEDULES[schedule](T)
+    found = datasets.read(data, size=size, background=background, skip_bad=skip_bad)
     if unlabelled:
-        found = datasets.Images(found.images, None, ())
+        found = found._replace(classes=None, labels=())
     channels, *pixels = found.images.shape[1:]
     each = _integers("--widths", widths)
     if not each:
@@ -164,6 +280,8 @@ def train(
     except ModuleNotFoundError as error:
         raise ImportError(f"training needs {error.name}: pip install 'ddpm-core[train]'") from None
     device = _device(device)
+    held = datasets.held_out(found.images, held_out)
+    trained, unseen = datasets.part(found, ~held), datasets.part(found, held)
     with _named_options():
         network = UNetConfig(
             channels=channels,
@@ -175,29 +293,51 @@ def train(
             classes=len(found.labels),
         )
         recipe = Recipe(
-            batch=min(Recipe.batch, len(found.images)) if batch is None else batch,
+            batch=min(Recipe.batch, len(trained.images)) if batch is None else batch,
             lr=lr,
             warmup=warmup,
-            ema=ema,
+            lr_decay=lr_decay,
+            ema=_numbers("--ema", ema),
+            power=_numbers("--power-averages", power),
+            objective=objective,
+            levels=levels,
             dropout=dropout,
             flip=flip,
             drop_label=drop_label,
-            bfloat16=_bfloat16(precision, device),
+            precision=_precision(precision, device),
             seed=seed,
         )
-        trainer = Trainer(found.images, found.classes, network, levels, predicts, recipe, device)
-    run, plan = Run(trainer, out, found.labels), Plan(steps, save_every, sample_every)
+        trainer = Trainer(
+            trained.images,
+            trained.classes,
+            network,
+            times,
+            predicts,
+            recipe,
+            device,
+            accumulate=accumulate,
+            compiled=compiled,
+        )
+    notes = {"held_out": held_out, "data": trainer.data}
+    run = Run(trainer, out, found.labels, notes, keep, unseen)
     options = {name: context.params[name] for name in _stored()} | {
         "data": str(data.absolute()),
-        "precision": "bfloat16" if recipe.bfloat16 else "float32",
+        "precision": recipe.precision,
         "widths": network.widths,
         "attention": network.attention,
         "groups": network.groups,
         "batch": recipe.batch,
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out):
-        status = _go(run, plan, options, resume is not None)
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            out.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(out))
+            run.sweep()
+
+        trainer.first_does(enter)
+        plan = Plan(steps, save_every, sample_every)
+        status = _go(run, plan, options, resume is not None, found.said, track)
     if status is not None:
         raise typer.Exit(status)
 
@@ -205,7 +345,7 @@ def train(
 def _stored() -> list[str]:
     """The options that a run's file holds."""
     parameters = inspect.signature(train).parameters
-    return [name for name in parameters if name not in ("context", "out", "resume", "config")]
+    return [name for name in parameters if name not in _OF_A_CALL]
 
 
 def _refuse_changes(context: typer.Context) -> None:
@@ -227,52 +367,54 @@ def _refuse_changes(context: typer.Context) -> None:
         )
 
 
-def _go(run: Run, plan: Plan, options: Mapping[str, Any], resume: bool) -> int | None:
+def _go(
+    run: Run,
+    plan: Plan,
+    options: Mapping[str, Any],
+    resume: bool,
+    said: Iterable[str],
+    track: str | None,
+) -> int | None:
     """Trains, and says what was done; the exit status, if a signal ended it."""
-    trainer, written = run.trainer, list[str]()
-    run.sweep()
-    if run.state.exists():
-        if not resume:
+    trainer, written, passed = run.trainer, list[str](), list[str]()
+    # All processes look before the first one writes.
+    started, trained = bool(run.states), run.model.exists()
+    if started and not resume:
+        raise ValueError(
+            f"{run.folder} holds a run already; pass --resume {run.folder}, or another --out"
+        )
+    if resume and trained and not started:
+        raise FileNotFoundError(f"{run.folder} cannot be resumed: it has no state-*.safetensors")
+    if started:
+        passed = run.resume()
+        if trainer.done > plan.steps:
             raise ValueError(
-                f"{run.folder} holds a run already; pass --resume {run.folder}, or another --out"
+                f"--steps counts all steps of a run: {run.folder} has done {trainer.done} already, "
+                f"and --steps is {plan.steps}"
             )
-        _resume(run, plan)
         written = run.refresh(plan)
-    elif resume and run.model.exists():
-        raise FileNotFoundError(f"{run.folder} cannot be resumed: {run.state.name} is missing")
-    toml.write(run.options, {name: value for name, value in options.items() if value is not None})
+    kept = {name: value for name, value in options.items() if value is not None}
+    trainer.first_does(lambda: toml.write(run.options, kept))
+    say = functools.partial(typer.echo, err=True) if trainer.is_first else lambda text: None
+    for error in passed:
+        say(f"{error}; the state before it was taken")
     again = f"; wrote {' and '.join(written)} again" if written else ""
     if trainer.done == plan.steps:
-        typer.echo(f"{run.folder} has done its {trainer.done} steps already{again}")
+        if trainer.is_first:
+            typer.echo(f"{run.folder} has done its {trainer.done} steps already{again}")
         return None
     if trainer.done:
-        typer.echo(f"{run.folder} goes on after step {trainer.done}{again}", err=True)
-    typer.echo(_described(run), err=True)
-    stopped = run.go(plan)
-    if stopped is None:
-        typer.echo(f"{run.model}: {trainer.done} steps; see {run.samples}")
+        say(f"{run.folder} goes on after step {trainer.done}{again}")
+    for sentence in (*said, _described(run)):
+        say(sentence)
+    with tracked(track if trainer.is_first else None, run.folder, kept) as follow:
+        stopped = run.go(plan, follow)
+    if trainer.done == plan.steps and stopped is None:
+        if trainer.is_first:
+            typer.echo(f"{run.model}: {trainer.done} steps; see {run.samples}")
         return None
-    typer.echo(
-        f"stopped: {run.state} holds step {trainer.done}; --resume {run.folder} goes on", err=True
-    )
-    return 128 + stopped
-
-
-def _resume(run: Run, plan: Plan) -> None:
-    """Takes the trainer to where the run is, if that is the same run."""
-    from ddpm_core_torch.training import OtherRunError
-
-    try:
-        run.trainer.resume(run.state)
-    except OtherRunError as error:
-        raise ValueError(
-            f"{error}. Put {run.options.name} and the data back as they were, or start a run"
-        ) from None
-    if run.trainer.done > plan.steps:
-        raise ValueError(
-            f"--steps counts all steps of a run: {run.folder} has done {run.trainer.done} already, "
-            f"and --steps is {plan.steps}"
-        )
+    say(f"stopped: {run.state} holds step {trainer.done}; --resume {run.folder} goes on")
+    return 0 if stopped is None else 128 + stopped
 
 
 def _device(name: str) -> str:
@@ -289,30 +431,26 @@ def _device(name: str) -> str:
     return name
 
 
-def _bfloat16(precision: str, device: str) -> bool:
+def _precision(name: str, device: str) -> str:
     from ddpm_core_torch.training import bfloat16_is_fast
 
-    return precision == "bfloat16" or (precision == "auto" and bfloat16_is_fast(device))
+    if name != "auto":
+        return name
+    return "bfloat16" if bfloat16_is_fast(device) else "float32"
 
 
 def _described(run: Run) -> str:
     """What is trained, on what: one line."""
     trainer = run.trainer
     count, channels, height, width = trainer.images.shape
-    parameters = sum(p.numel() for p in trainer.net.parameters())
-    precision = "bfloat16" if trainer.recipe.bfloat16 else "float32"
+    parameters = sum(math.prod(p.shape) for p in trainer.net.parameters())
+    held = f" and {len(run.unseen.images):,} held out" if len(run.unseen.images) else ""
+    processes = trainer.accelerator.num_processes
     return (
-        f"{count:,} images of {height} x {width} x {channels}, {len(run.labels) or 'no'} classes; "
-        f"{parameters:,} parameters; {trainer.device}, {precision}"
+        f"{count:,} images{held} of {height} x {width} x {channels}, {len(run.labels) or 'no'} "
+        f"classes; {parameters:,} parameters; {f'{processes} x ' if processes > 1 else ''}"
+        f"{trainer.device}, {trainer.recipe.precision}"
     )
-
-
-def _refuse_launcher() -> None:
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(
-            f"train runs in one process, but WORLD_SIZE is {processes}: start it without torchrun"
-        )
 
 
 def _one_of(option: str, value: str, known: Any) -> None:
@@ -332,6 +470,13 @@ def _integers(option: str, text: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise ValueError(f"{option} must be integers, such as 32,64,64, but is {text!r}") from None
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise ValueError(f"{option} must be numbers, such as 0.1,0.2, but is {text!r}") from None
 
 
 def _attention(text: str | None, widths: tuple[int, ...]) -> tuple[int, ...]:
