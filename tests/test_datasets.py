@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ddpm_core.cli import datasets
-from ddpm_core.cli.datasets import read, to_range
+from ddpm_core.cli import progress
+from ddpm_core.cli.datasets import pictures, read, to_range
 
 REAL = Path("/usr/share/datasets/fashion-mnist")
 RNG = np.random.default_rng(0)
@@ -245,7 +245,7 @@ def test_all_broken_pictures_are_named(tmp_path):
 def test_huge_picture(tmp_path, monkeypatch):
     """A picture of too many pixels is refused, and the limit named."""
     picture(tmp_path / "a.png", IMAGES[0])
-    monkeypatch.setattr(datasets, "PIXELS", 23)
+    monkeypatch.setattr(pictures, "PIXELS", 23)
     refused(tmp_path, r"a\.png \(6 x 4 pixels, of which 23 are the most\)")
     refused(tmp_path, "too many for a size of 5", size=5)
 
@@ -381,3 +381,160 @@ def test_range():
     # Rounded once at 1 and once at 2 at most.
     np.testing.assert_allclose(found, np.linspace(-1, 1, 256), rtol=0, atol=2.0**-23)
     assert (found[0], found[-1]) == (-1, 1)
+
+
+@pytest.mark.parametrize("fortran", [False, True])
+@pytest.mark.parametrize("shape", [(5, 4, 6), (5, 8, 6, 3), (5, 3, 4, 6)])
+def test_npy_is_mapped(tmp_path, shape, fortran):
+    """The images of an .npy are the file itself, in whatever layout: what is changed is seen."""
+    a = RNG.integers(0, 256, shape, dtype=np.uint8)
+    np.save(tmp_path / "a.npy", np.asfortranarray(a) if fortran else a)
+    found = read(tmp_path / "a.npy").images
+    wanted = a[:, None] if a.ndim == 3 else np.moveaxis(a, 3, 1) if shape[-1] == 3 else a
+    np.testing.assert_array_equal(found, wanted, strict=True)
+    np.testing.assert_array_equal(found[np.array([3, 0])], wanted[[3, 0]], strict=True)
+    np.load(tmp_path / "a.npy", mmap_mode="r+")[2] = 7
+    assert (found[2] == 7).all()
+    assert not found.flags.writeable
+
+
+@pytest.mark.skipif(
+    not Path("/proc/self/status").exists(), reason="/proc says how much is resident"
+)
+def test_npy_may_be_larger_than_memory(tmp_path):
+    """Of an .npy of a terabyte only the images that are indexed are read."""
+    shape = (1 << 28, 32, 32, 4)
+    with (tmp_path / "a.npy").open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        start = file.tell()
+        file.truncate(start + (1 << 40))
+        file.seek(start + (1 << 39))
+        file.write(bytes(range(256)) * 16)
+    before = resident()
+    images = read(tmp_path / "a.npy").images
+    some = images[np.array([5, 1 << 27, (1 << 28) - 1])]
+    assert images.shape == (1 << 28, 4, 32, 32)
+    np.testing.assert_array_equal(some[1, 2], np.arange(2, 4096, 4).reshape(32, 32) % 256)
+    assert not some[[0, 2]].any()
+    assert resident() - before < 64 << 20
+
+
+def resident() -> int:
+    """Bytes of memory that this process holds."""
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"VmRSS:\s+(\d+) kB", status)[1]) << 10
+
+
+def test_bad_pictures_are_all_listed(tmp_path, capsys):
+    """The error names the first ones, stderr all, a line each; three need no list."""
+    for i in range(3):
+        (tmp_path / f"bad{i}.png").write_bytes(b"not a picture")
+    picture(tmp_path / "good.png", IMAGES[0])
+    refused(tmp_path, r"3 of 4 pictures .*bad2\.png \([^)]*\)$")
+    assert capsys.readouterr().err == ""
+    for i in range(300):
+        (tmp_path / f"more{i:03}.png").write_bytes(b"not a picture")
+    refused(tmp_path, r"303 of 304 pictures .* and 300 others, all listed above")
+    lines = capsys.readouterr().err.splitlines()
+    names = [f"bad{i}.png" for i in range(3)] + [f"more{i:03}.png" for i in range(300)]
+    assert [line.split(" (")[0] for line in lines] == [str(tmp_path / name) for name in names]
+
+
+def test_bad_pictures_are_left_out(tmp_path, capsys):
+    """With skip_bad the others are read, with their own classes, and the bad ones are said."""
+    for i, place in enumerate(("a/1.png", "b/1.png", "b/3.png")):
+        picture(tmp_path / place, IMAGES[i])
+    (tmp_path / "a" / "2.png").write_bytes(b"not a picture")
+    (tmp_path / "b" / "2.png").write_bytes(b"")
+    found = read(tmp_path, skip_bad=True)
+    np.testing.assert_array_equal(found.images, IMAGES[:3, None], strict=True)
+    assert found.classes.tolist() == [0, 1, 1]
+    (said,) = found.said
+    assert said.startswith(f"2 of 5 pictures cannot be read and are left out: {tmp_path}/a/2.png (")
+    assert f"{tmp_path}/b/2.png (" in said
+    for good in tmp_path.rglob("[13].png"):
+        good.write_bytes(b"")
+    with pytest.raises(ValueError, match="none of 5 pictures can be read"):
+        read(tmp_path, skip_bad=True)
+
+
+def test_memory_that_runs_out_is_not_a_bad_picture(tmp_path, monkeypatch):
+    """A picture that there is no memory for is not left out."""
+    picture(tmp_path / "a.png", IMAGES[0])
+
+    def greedy(*arguments: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(pictures, "_picture", greedy)
+    with pytest.raises(MemoryError):
+        read(tmp_path, skip_bad=True)
+
+
+def test_what_was_changed_is_said(tmp_path):
+    """A sentence for each kind of change, with numbers; none where nothing was done."""
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", np.full((8, 8), i, np.uint8))
+    assert read(tmp_path, size=8).said == ()
+    picture(tmp_path / "a.png", RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    picture(tmp_path / "b.png", RNG.integers(0, 256, (16, 16, 3), dtype=np.uint8))
+    picture(tmp_path / "c.png", RNG.integers(0, 255, (6, 12, 4), dtype=np.uint8))
+    assert read(tmp_path, size=8, background="#102030").said == (
+        "3 of 6 pictures were resized to 8 x 8, from 16 x 16 (2), 12 x 6 (1)",
+        "1 of 6 pictures was made larger by that",
+        "1 of 6 pictures was cropped to a square",
+        "1 of 6 pictures was converted to grey or RGB, from RGBA (1)",
+        "1 of 6 pictures was laid on #102030 where transparent",
+        "3 of 6 pictures were grey and got three equal channels",
+    )
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+def test_resizing_does_not_alias(tmp_path, suffix):
+    """What is finer than the new pixels becomes its mean, however much smaller they are."""
+    board = np.indices((1024, 1024)).sum(axis=0) % 2 * 255
+    picture(tmp_path / f"a.{suffix}", board.astype(np.uint8))
+    found = read(tmp_path, size=8).images.astype(int)
+    np.testing.assert_allclose(found, 127.5, rtol=0, atol=2)
+
+
+def test_background(tmp_path):
+    """Transparent pixels show the colour that is asked for, by its share; so do grey pictures."""
+    pixels = np.zeros((1, 3, 4), np.uint8)
+    pixels[0, :, 3] = 255, 0, 51
+    picture(tmp_path / "colour" / "a.png", pixels)
+    found = read(tmp_path / "colour", background="#ff8000").images
+    np.testing.assert_array_equal(found[0, :, 0], [[0, 255, 204], [0, 128, 102], [0, 0, 0]])
+    picture(tmp_path / "grey" / "a.png", pixels[..., 2:])
+    np.testing.assert_array_equal(read(tmp_path / "grey", background="#ff8000").images, found)
+    assert read(tmp_path / "grey", background="black").images.shape == (1, 1, 1, 3)
+    for name in ("nocolour", "#12", "#11223344", ""):
+        with pytest.raises(ValueError, match=f"background must be an opaque .* but is '{name}'"):
+            read(tmp_path / "grey", background=name)
+
+
+def test_many_pictures(tmp_path, monkeypatch, capsys):
+    """The order is that of the names over many blocks; what takes long says how far it is."""
+    monkeypatch.setattr(pictures, "AHEAD", 4)
+    values = RNG.integers(0, 256, (30, 2, 3), dtype=np.uint8)
+    for i, a in enumerate(values):
+        picture(tmp_path / f"{i:02}.png", np.stack([a] * 3, axis=-1) if i == 17 else a)
+    found = read(tmp_path).images
+    np.testing.assert_array_equal(found, np.stack([values] * 3, axis=1), strict=True)
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(pictures, "PATIENCE", 0.0)
+    monkeypatch.setattr(progress, "INTERVAL", 0.0)
+    read(tmp_path)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[0].startswith("Reading pictures 8/30, ")
+    assert lines[-1].startswith("Reading pictures 30/30, ")
+
+
+def test_too_many_pixels(tmp_path, monkeypatch):
+    """More bytes of pixels than are held are refused, with how many pictures of what size."""
+    for i in range(3):
+        picture(tmp_path / f"{i}.png", IMAGES[i])
+    monkeypatch.setattr(pictures, "LARGEST", 71)
+    refused(tmp_path, "more than 71 bytes of pixels: 3 pictures of 6 x 4")
+    monkeypatch.setattr(pictures, "LARGEST", 72)
+    assert len(read(tmp_path).images) == 3

@@ -17,8 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ddpm_core.cli import datasets
-from ddpm_core.cli.datasets import read
+from ddpm_core.cli.datasets import read, shared
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 4, 6), dtype=np.uint8)
 TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
@@ -89,7 +88,7 @@ def test_devices_are_not_opened(tmp_path):
 @pytest.mark.parametrize("which", [0, 1])
 def test_gzip_bombs(tmp_path, monkeypatch, which):
     """An IDX .gz that claims more than it can hold, or holds more than it claims, is refused."""
-    monkeypatch.setattr(datasets, "SMALL", 1 << 20)
+    monkeypatch.setattr(shared, "SMALL", 1 << 20)
     good = [header(1, 2, 2) + bytes(4), header(1) + bytes(1)]
     for claim, message in (
         (((1 << 20) + 1, 2, 2), "claims 4,194,308 bytes of data in"),
@@ -131,7 +130,7 @@ def test_npz_claims(tmp_path, monkeypatch, compression):
 
 def test_npz_bomb(tmp_path, monkeypatch):
     """So is one that would really unfold to more than 200 times its size."""
-    monkeypatch.setattr(datasets, "SMALL", 1 << 20)
+    monkeypatch.setattr(shared, "SMALL", 1 << 20)
     np.savez_compressed(tmp_path / "a.npz", images=np.zeros((1 << 12, 32, 32), np.uint8))
     refused(tmp_path / "a.npz", "claims 4,194,432 bytes of data in")
 
