@@ -1,4 +1,4 @@
-"""Reading images: IDX files, folders of pictures, NumPy files.
+"""Reading images: IDX files, folders of pictures, NumPy files, data sets of Hugging Face.
 
 Whatever a file claims, no more memory is asked for than its content can fill; only regular files
 are opened; nothing in them is run.
@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ddpm_core.cli.datasets import idx
+from ddpm_core.cli.datasets import huggingface, idx
 from ddpm_core.cli.datasets.arrays import read_features, read_numpy
 from ddpm_core.cli.datasets.held import held_out
 from ddpm_core.cli.datasets.pictures import Reader, read_folder, read_picture
@@ -38,12 +38,15 @@ def read(
     - a folder with IDX files (`train-images-idx3-ubyte`, plain or .gz, as MNIST and Fashion-MNIST
       come) of images and labels, or such a file of images, with its labels beside it. Classes are
       called "0", "1", ..., or by the lines of a `labels.txt` beside them
+    - a folder that `save_to_disk` of Hugging Face's datasets has written: its one column of
+      pictures, or of uint8 arrays, and its one ClassLabel, if it has any
     - a folder of pictures. Its sub-folders are classes, unless a picture lies outside of them. Of
       an animation the first frame is taken
     - an .npz with `images` and, optionally, `classes`
     - an .npy, which is mapped: it may be larger than the memory, and must not change meanwhile
 
-    split: "train" or "t10k", of a folder of IDX files
+    split: "train" or "t10k", of a folder of IDX files; of a DatasetDict any that it has, and
+        "t10k" is its "test"
     size: pictures are cropped to a square and resized to it
     background: the colour, "white" or "#ffffff", that transparent pixels of pictures are laid on
     skip_bad: leave out the pictures that cannot be read
@@ -58,6 +61,8 @@ def read(
     if path.is_dir():
         if _has_idx(path):
             found = idx.read_pair(idx.beside(path, f"{split}-images"), split)
+        elif huggingface.is_saved(path):
+            found = huggingface.read_saved(path, split, reader)
         else:
             found = read_folder(path, reader)
     elif path.suffix in (".npy", ".npz"):
@@ -74,8 +79,8 @@ def read(
 
 
 def has_splits(path: Path) -> bool:
-    """Whether a path is a folder of IDX files, where `split` says which are read."""
-    return path.is_dir() and _has_idx(path)
+    """Whether a path is a folder of IDX files or a DatasetDict: `split` says what is read."""
+    return path.is_dir() and (_has_idx(path) or huggingface.is_dict(path))
 
 
 def to_range(images: Array) -> Array:
