@@ -25,10 +25,16 @@ class Run:
     """A model on a backend, and how images go through it."""
 
     def __init__(
-        self, checkpoint: Checkpoint, on: Backend, labelled: bool, seed: int, batch: int
+        self,
+        checkpoint: Checkpoint,
+        on: Backend,
+        labelled: bool,
+        seed: int,
+        batch: int,
+        quiet: bool = False,
     ) -> None:
         self.checkpoint, self.on, self.batch = checkpoint, on, batch
-        self.labelled, self.seed = labelled, seed
+        self.labelled, self.seed, self.quiet = labelled, seed, quiet
         self.predict = checkpoint.predictor(on.network)
         self.denoise = clip(self.predict)
 
@@ -98,7 +104,7 @@ class Run:
         # Other noise than that of the evaluation: its ids are above all of those.
         parts = list(self.batches(images, first_id=1 << 30))
         errors: list[Array] = []
-        with progress(len(parts), "Measuring the variance") as bar:
+        with progress(len(parts), "Measuring the variance", quiet=self.quiet) as bar:
             for _, x_0, noise, cond in counted(parts, bar):
                 errors.append(len(x_0) * errors_at(self.denoise, some, x_0, noise, **cond))
         mean = np.sum(errors, axis=0) / len(images.images)
@@ -115,7 +121,7 @@ class Run:
         calls = len(levels.sigma) - 1 if u is None else u.shape[1] + 1
         batches = -(-len(images.images) // self.batch)
         parts: list[Elbo] = []
-        with progress(batches * calls, "Evaluating") as bar:
+        with progress(batches * calls, "Evaluating", quiet=self.quiet) as bar:
             for first, x_0, noise, cond in self.batches(images):
                 some = None if u is None else u[first : first + len(x_0)]
                 part = elbo(

@@ -1,47 +1,37 @@
-"""The folder of a training run: who may write there, what it holds, and how a run is stopped."""
+"""The folder of a training run: what it holds, and how it is kept whole."""
 
 from __future__ import annotations
 
-import errno
 import io
-import os
-import signal
-import sys
-import threading
+import math
 import time
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from ddpm_core.backends import backend
 from ddpm_core.checkpoints import Checkpoint, load, save
-from ddpm_core.checkpoints.files import TEMPORARY, safetensors_module, write_whole
-from ddpm_core.cli import pictures
+from ddpm_core.checkpoints.files import (
+    TEMPORARY,
+    open_regular,
+    safetensors_module,
+    write_whole,
+)
+from ddpm_core.cli import pictures, rate
+from ddpm_core.cli.datasets import Images, part
 from ddpm_core.cli.drawing import draw, parse_classes
 from ddpm_core.cli.log import Log, Row
 from ddpm_core.cli.progress import progress
-from ddpm_core.samplers import dpmpp_2m
+from ddpm_core.cli.stops import signals
+from ddpm_core.likelihood import bits_per_dim
+from ddpm_core.samplers import dpmpp_2m, levels_of
 from ddpm_core.typing import Array
 
 if TYPE_CHECKING:
     from ddpm_core_torch.training import Step, Trainer
-
-if sys.platform == "win32":
-    import msvcrt
-
-    def _lock(file: int) -> None:
-        os.lseek(file, 2**20, os.SEEK_SET)  # beyond the pid, which others read
-        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
-        os.lseek(file, 0, os.SEEK_SET)
-else:
-    import fcntl
-
-    def _lock(file: int) -> None:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-
 
 OPTIONS = "run.toml"  #: of a run's folder, all that `train` was told
 
@@ -70,15 +60,17 @@ class Run:
     The log's rows are written first, then the state. The models and the samples are made from it
     and tell their step, so that `refresh` finds what a kill left missing or old.
 
+    unseen: images that are not trained on
     notes: what the models' files say of them, beside how long they were trained
-    kept: the number of states, of which a damaged one is passed over
+    keep: the number of states, of which a damaged one is passed over
     """
 
     trainer: Trainer
     folder: Path
+    unseen: Images
     labels: tuple[str, ...] = ()
     notes: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    kept: int = 2
+    keep: int = 2
 
     @property
     def options(self) -> Path:
@@ -119,6 +111,26 @@ class Run:
     def log(self) -> Path:
         return self.folder / "log.csv"
 
+    @property
+    def held_out(self) -> Path:
+        """The loss and the bound on images that are not trained on, by step."""
+        return self.folder / "held-out.csv"
+
+    @property
+    def described(self) -> str:
+        """What is trained, on what: one line."""
+        trainer = self.trainer
+        count, channels, height, width = trainer.images.shape
+        parameters = sum(math.prod(p.shape) for p in trainer.net.parameters())
+        held = f" and {len(self.unseen.images):,} held out" if len(self.unseen.images) else ""
+        processes = trainer.accelerator.num_processes
+        return (
+            f"{count:,} images{held} of {height} x {width} x {channels}, "
+            f"{len(self.labels) or 'no'} classes; {parameters:,} parameters; "
+            f"{f'{processes} x ' if processes > 1 else ''}{trainer.device}, "
+            f"{trainer.recipe.precision}"
+        )
+
     def go(self, plan: Plan, follow: Callable[[Row], object] = lambda row: None) -> int | None:
         """Trains up to plan.steps; returns the signal that ended it before, if one did.
 
@@ -126,7 +138,7 @@ class Run:
 
         ValueError if training diverges; the files are then those of the last good save.
         """
-        with _signals(self.trainer) as caught:
+        with signals(self._stop) as caught:
             try:
                 self._train(plan, follow)
             except FloatingPointError as error:
@@ -135,6 +147,9 @@ class Run:
                     f"{error}: training has diverged. {kept}; a smaller --lr may help"
                 ) from None
         return caught[0] if caught else None
+
+    def _stop(self) -> None:
+        self.trainer.stop = True
 
     def _train(self, plan: Plan, follow: Callable[[Row], object]) -> None:
         """Trains as planned, or until it is to stop; the last step is saved."""
@@ -172,7 +187,7 @@ class Run:
         trainer.save(self.state)
         self._write_models()
         if trainer.is_first:
-            for old in self.states[self.kept :]:
+            for old in self.states[self.keep :]:
                 old.unlink()
 
     def _write_models(self) -> None:
@@ -183,14 +198,19 @@ class Run:
     def draw(self) -> None:
         """Writes a picture of 16 samples of the averaged weights, whose text "step" is theirs.
 
-        The noise is that of every other step. Power-function averages are written too.
+        The noise is that of every other step. The held-out images are measured, and power-function
+        averages are written, before it.
         """
         trainer = self.trainer
         model = self._checkpoint()
-        trainer.first_does(lambda: write_whole(self.samples, self._picture(model)))
+        if len(self.unseen.images) > 1:
+            images, classes = self.unseen.images, self.unseen.classes
+            loss = trainer.loss_on(images, classes)
+            trainer.first_does(lambda: self._write_held_out(loss, model))
         powers = {k: trainer.averaged(k) for k in trainer.averages if k.startswith("power.")}
         if powers:
             trainer.first_does(lambda: self._write_snapshot(powers))
+        trainer.first_does(lambda: write_whole(self.samples, self._picture(model)))
 
     def _picture(self, model: Checkpoint) -> bytes:
         from PIL import Image, PngImagePlugin
@@ -204,6 +224,35 @@ class Run:
         text.add_text("step", str(self.trainer.done))
         Image.fromarray(sheet).save(buffer, format="PNG", optimize=True, pnginfo=text)
         return buffer.getvalue()
+
+    def _write_held_out(self, loss: tuple[float, float], model: Checkpoint) -> None:
+        """Adds a row to the file: the loss, and the bound of some of the images, with errors."""
+        bits = self._bits(model, self.unseen)
+        rows = [_HELD_OUT]
+        if self.held_out.exists():
+            with open_regular(self.held_out) as file:
+                rows += file.read().decode(errors="replace").splitlines()[1:]
+        done = self.trainer.done
+        rows = [_HELD_OUT] + [row for row in rows[1:] if _number(row.split(",")[0]) < done]
+        rows.append(",".join([str(done), *(f"{value:.6g}" for value in (*loss, *bits))]))
+        write_whole(self.held_out, "\n".join([*rows, ""]).encode())
+
+    def _bits(self, model: Checkpoint, unseen: Images) -> tuple[float, float]:
+        """Bits per dimension of up to 64 held-out images, ten terms each, and the error."""
+        on = backend("torch", device=str(self.trainer.device))
+        judge = rate.Run(model, on, labelled=not model.unconditional, seed=0, batch=32, quiet=True)
+        levels = levels_of(self.trainer.schedule, self.trainer.schedule.T)
+        some = part(unseen, np.arange(len(unseen.images)) < 64)
+        trained = Images(self.trainer.images, self.trainer.classes, self.labels)
+        kernel = judge.kernel(
+            "learned" if judge.predict.variance else "optimal",
+            levels,
+            lambda: part(trained, np.arange(len(trained.images)) < 64),
+        )
+        terms = min(10, self.trainer.schedule.T - 1)
+        u = np.random.default_rng(0).random((len(some.images), terms))
+        found = bits_per_dim(judge.bound(kernel, levels, some, u).total, some.images[0].size)
+        return found.mean, found.error
 
     def _write_snapshot(self, powers: Mapping[str, Mapping[str, Array]]) -> None:
         tensors = {
@@ -285,9 +334,15 @@ class Run:
         )
 
 
+_HELD_OUT = "step,loss,loss_error,bits_per_dim,bits_error"
+
+
 def _step_of(state: Path) -> int:
-    """The step in a state's name, or -1."""
-    digits = state.stem.removeprefix("state-")
+    return _number(state.stem.removeprefix("state-"))
+
+
+def _number(digits: str) -> int:
+    """The step that some digits are, or -1."""
     return int(digits) if digits.isdecimal() else -1
 
 
@@ -308,72 +363,3 @@ def _step_of_picture(path: Path) -> int:
             return int(picture.info.get("step", -1))
     except Exception:  # whatever Pillow meets
         return -1
-
-
-@contextmanager
-def locked(folder: Path) -> Generator[None]:
-    """Keeps a folder for this process; ValueError that names the one which has it.
-
-    The system holds the lock while the file is open: it ends with the process, however that ends.
-    """
-    path = folder / ".lock"
-    while True:
-        file = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            _lock(file)
-        except OSError as error:
-            pid = os.read(file, 20).decode(errors="replace").strip()
-            os.close(file)
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                why = f"cannot be locked on this file system ({error.strerror}); pass another --out"
-                raise OSError(error.errno, why, str(path)) from None
-            raise ValueError(
-                f"{folder} is in use by process {pid or 'another'}: wait for it, or pass another "
-                f"--out"
-            ) from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file), path.stat()):
-                break
-        os.close(file)  # of a process that ended between our two calls, and took its file away
-    try:
-        os.ftruncate(file, 0)
-        os.write(file, str(os.getpid()).encode())
-        yield
-    finally:
-        with suppress(OSError):  # Windows keeps a file that is open
-            path.unlink()
-        os.close(file)
-
-
-#: The signals that end a run after it was saved; the last two are the warnings of batch systems.
-_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-
-
-@contextmanager
-def _signals(trainer: Trainer) -> Generator[list[int]]:
-    """Lets the first signal stop the trainer; a second one acts as if this were not here.
-
-    Yields the list that the first one's number comes into. A signal that is ignored, as SIGHUP is
-    under nohup, stays ignored.
-    """
-    caught: list[int] = []
-    before: dict[int, object] = {}
-
-    def restore() -> None:
-        for number, handler in before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-
-    def note(number: int, frame: FrameType | None) -> None:
-        caught.append(number)
-        trainer.stop = True
-        restore()
-
-    if threading.current_thread() is threading.main_thread():
-        for name in _SIGNALS:  # Windows has no SIGHUP
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) not in (signal.SIG_IGN, None):
-                before[number] = signal.signal(number, note)
-    try:
-        yield caught
-    finally:
-        restore()

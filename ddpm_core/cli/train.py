@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import math
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,42 +13,24 @@ from typing import Annotated, Any
 import typer
 
 from ddpm_core.backends import backend
-from ddpm_core.cli import datasets, toml
+from ddpm_core.cli import datasets, networks, toml
+from ddpm_core.cli.networks import (
+    PRESETS,
+    SCHEDULES,
+    check_size,
+    integers,
+    numbers,
+)
 from ddpm_core.cli.options import DATA
-from ddpm_core.cli.runs import OPTIONS, Plan, Run, locked
+from ddpm_core.cli.runs import OPTIONS, Plan, Run
+from ddpm_core.cli.stops import locked
 from ddpm_core.cli.trackers import tracked
 from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import TARGETS
-from ddpm_core.schedules import Discrete, cosine, linear
 
-SCHEDULES: dict[str, Callable[[int], Discrete]] = {
-    "linear": lambda T: linear(T, rescale=True),
-    "cosine": cosine,
-}
 OBJECTIVES = ("simple", "vlb", "min-snr", "p2")
 LEVELS = ("uniform", "important")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
-
-#: Networks by name, and what Ho et al. 2020 trained theirs with, as options.
-PRESETS: dict[str, dict[str, str]] = {
-    "tiny": {"widths": "16,32,32", "blocks": "1"},
-    "small": {"widths": "32,64,64"},
-    "cifar10": {
-        "widths": "128,256,256,256",
-        "dropout": "0.1",
-        "flip": "true",
-        "warmup": "5000",
-        "ema": "0.9999",
-    },
-    "256": {
-        "widths": "128,128,256,256,512,512",
-        "attention": "4",
-        "lr": "2e-5",
-        "batch": "64",
-        "warmup": "5000",
-        "ema": "0.9999",
-    },
-}
 
 #: Arguments of `train` that a run's file does not hold.
 _OF_A_CALL = ("context", "out", "resume", "config", "preset")
@@ -271,10 +253,10 @@ def train(
     if unlabelled:
         found = found._replace(classes=None, labels=())
     channels, *pixels = found.images.shape[1:]
-    each = _integers("--widths", widths)
+    each = integers("--widths", widths)
     if not each:
         raise ValueError("--widths must be integers, such as 32,64,64, but is empty")
-    _check_size(data, pixels, len(each), size)
+    check_size(data, pixels, len(each), size)
     try:
         from ddpm_core_torch.training import Recipe, Trainer
     except ModuleNotFoundError as error:
@@ -288,8 +270,8 @@ def train(
             out_channels=channels * (2 if learn_variance else 1),
             widths=each,
             blocks=blocks,
-            attention=_attention(attention, each),
-            groups=_groups(groups, each),
+            attention=networks.attention(attention, each),
+            groups=networks.groups(groups, each),
             classes=len(found.labels),
         )
         recipe = Recipe(
@@ -297,8 +279,8 @@ def train(
             lr=lr,
             warmup=warmup,
             lr_decay=lr_decay,
-            ema=_numbers("--ema", ema),
-            power=_numbers("--power-averages", power),
+            ema=numbers("--ema", ema),
+            power=numbers("--power-averages", power),
             objective=objective,
             levels=levels,
             dropout=dropout,
@@ -319,7 +301,7 @@ def train(
             compiled=compiled,
         )
     notes = {"held_out": held_out, "data": trainer.data}
-    run = Run(trainer, out, found.labels, notes, keep, unseen)
+    run = Run(trainer, out, unseen, found.labels, notes, keep)
     options = {name: context.params[name] for name in _stored()} | {
         "data": str(data.absolute()),
         "precision": recipe.precision,
@@ -395,7 +377,11 @@ def _go(
         written = run.refresh(plan)
     kept = {name: value for name, value in options.items() if value is not None}
     trainer.first_does(lambda: toml.write(run.options, kept))
-    say = functools.partial(typer.echo, err=True) if trainer.is_first else lambda text: None
+
+    def say(text: str) -> None:
+        if trainer.is_first:
+            typer.echo(text, err=True)
+
     for error in passed:
         say(f"{error}; the state before it was taken")
     again = f"; wrote {' and '.join(written)} again" if written else ""
@@ -405,7 +391,7 @@ def _go(
         return None
     if trainer.done:
         say(f"{run.folder} goes on after step {trainer.done}{again}")
-    for sentence in (*said, _described(run)):
+    for sentence in (*said, run.described):
         say(sentence)
     with tracked(track if trainer.is_first else None, run.folder, kept) as follow:
         stopped = run.go(plan, follow)
@@ -439,20 +425,6 @@ def _precision(name: str, device: str) -> str:
     return "bfloat16" if bfloat16_is_fast(device) else "float32"
 
 
-def _described(run: Run) -> str:
-    """What is trained, on what: one line."""
-    trainer = run.trainer
-    count, channels, height, width = trainer.images.shape
-    parameters = sum(math.prod(p.shape) for p in trainer.net.parameters())
-    held = f" and {len(run.unseen.images):,} held out" if len(run.unseen.images) else ""
-    processes = trainer.accelerator.num_processes
-    return (
-        f"{count:,} images{held} of {height} x {width} x {channels}, {len(run.labels) or 'no'} "
-        f"classes; {parameters:,} parameters; {f'{processes} x ' if processes > 1 else ''}"
-        f"{trainer.device}, {trainer.recipe.precision}"
-    )
-
-
 def _one_of(option: str, value: str, known: Any) -> None:
     if value not in known:
         raise ValueError(f"{option} must be one of {', '.join(known)}, but is {value!r}")
@@ -463,51 +435,6 @@ def _within(least: float, most: float, **counts: int | None) -> None:
         if value is not None and not least <= value <= most:
             bound = f"at least {least}" if value < least else f"at most {most}"
             raise ValueError(f"{_option(name)} must be {bound}, but is {value}")
-
-
-def _integers(option: str, text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ValueError(f"{option} must be integers, such as 32,64,64, but is {text!r}") from None
-
-
-def _numbers(option: str, text: str) -> tuple[float, ...]:
-    try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
-    except ValueError:
-        raise ValueError(f"{option} must be numbers, such as 0.1,0.2, but is {text!r}") from None
-
-
-def _attention(text: str | None, widths: tuple[int, ...]) -> tuple[int, ...]:
-    if text is None:
-        return (1,) if len(widths) > 1 else ()
-    return _integers("--attention", text)
-
-
-def _groups(groups: int | None, widths: tuple[int, ...]) -> int:
-    common = math.gcd(*widths)
-    fit = [n for n in range(1, min(common, 32) + 1) if common % n == 0]
-    if groups is None:
-        return fit[-1] if fit else 1
-    if groups > 0 and common % groups:
-        raise ValueError(
-            f"--groups must divide the --widths {','.join(map(str, widths))}, but is {groups}; "
-            f"{', '.join(str(n) for n in fit)} do"
-        )
-    return groups
-
-
-def _check_size(data: Path, pixels: list[int], resolutions: int, size: int | None) -> None:
-    about = f"{data} has images of {' x '.join(str(n) for n in pixels)} pixels"
-    if size is not None and any(n != size for n in pixels):
-        raise ValueError(f"{about}: --size {size} is for folders of pictures, which it resizes")
-    factor = 2 ** max(resolutions - 1, 0)
-    if any(n % factor for n in pixels):
-        raise ValueError(
-            f"{about}, but {resolutions} --widths need multiples of {factor}: pass fewer --widths, "
-            f"or for a folder of pictures a --size, such as {-(-min(pixels) // factor) * factor}"
-        )
 
 
 @contextmanager

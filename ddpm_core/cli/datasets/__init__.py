@@ -12,13 +12,13 @@ import numpy as np
 
 from ddpm_core.cli.datasets import huggingface, idx
 from ddpm_core.cli.datasets.arrays import read_features, read_numpy
-from ddpm_core.cli.datasets.held import held_out
+from ddpm_core.cli.datasets.held import held_out, part
 from ddpm_core.cli.datasets.pictures import Reader, read_folder, read_picture
 from ddpm_core.cli.datasets.shared import Images
 from ddpm_core.typing import Array
 
 __all__ = [
-    "SPLITS", "Images", "has_splits", "held_out", "read", "read_features", "read_picture",
+    "SPLITS", "Images", "has_splits", "held_out", "part", "read", "read_features", "read_picture",
     "to_range",
 ]  # fmt: skip
 

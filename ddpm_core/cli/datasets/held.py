@@ -1,4 +1,4 @@
-"""Which images are held out of training."""
+"""Which images are held out of training, and parts of a data set."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_core.cli.datasets.shared import Images
 from ddpm_core.typing import Array
 
 BLOCK = 1 << 24  #: bytes of images that are read at a time
@@ -37,3 +38,25 @@ def held_out(images: Any, share: float) -> Array:
         hashes = [blake2b(image, digest_size=8).digest() for image in block]
         held[ids] = [int.from_bytes(digest, "big") < below for digest in hashes]
     return held
+
+
+def part(found: Images, mask: Array) -> Images:
+    """Those of the images, and of their classes, where a mask (N,) is true; none is copied."""
+    index = np.flatnonzero(mask)
+    classes = None if found.classes is None else found.classes[index]
+    return found._replace(images=Part(found.images, index), classes=classes)
+
+
+class Part:
+    """Some of many images, read when they are asked for."""
+
+    def __init__(self, images: Any, index: Array) -> None:
+        self._images, self._index = images, index
+        self.shape = (len(index), *images.shape[1:])
+        self.dtype = images.dtype
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    def __getitem__(self, index: Any) -> Array:
+        return self._images[self._index[index]]
