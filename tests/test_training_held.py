@@ -1,0 +1,90 @@
+"""The loss of images that are not trained on, and the network as torch compiles it."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+
+import numpy as np
+import pytest
+
+import ddpm_core as ddpm
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("accelerate")
+
+from small_training import CLASSES, IMAGES, RECIPE, assert_same, losses_of, trainer  # noqa: E402
+
+from ddpm_core_torch import UNet  # noqa: E402
+
+UNSEEN = 255 - IMAGES[:, :, ::-1]
+
+
+@pytest.fixture(autouse=True)
+def sums_in_one_order(one_thread): ...
+
+
+def test_loss_on_is_the_same_each_time():
+    """It depends on the weights alone: on no generator, on no dropout, and not on earlier calls."""
+    run = trainer(dataclasses.replace(RECIPE, dropout=0.4))
+    run.train(2)
+    found = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        state = torch.get_rng_state()
+        found.append(run.loss_on(UNSEEN, CLASSES))
+        assert torch.equal(torch.get_rng_state(), state)
+    assert found[0] == found[1]
+    other = trainer(dataclasses.replace(RECIPE, dropout=0.4, seed=1))
+    assert other.loss_on(UNSEEN, CLASSES) != found[0]
+
+
+@pytest.mark.parametrize("levels", ["uniform", "important"])
+def test_loss_on_changes_nothing(levels):
+    """A run that looks at unseen images on the way is the run that does not, bit for bit."""
+    recipe = dataclasses.replace(RECIPE, dropout=0.4, levels=levels)
+    plain, looks = trainer(recipe), trainer(recipe)
+    for _ in range(3):
+        looks.loss_on(UNSEEN, CLASSES)
+        assert losses_of(looks, 1) == losses_of(plain, 1)
+    assert looks.net.training
+    assert_same(looks.averaged(), plain.averaged())
+
+
+def test_loss_on_is_of_the_averaged_weights():
+    """The mean over images, of levels that are spread evenly, of the loss of the first average."""
+    run = trainer(dataclasses.replace(RECIPE, ema=(0.5, 0.9)), schedule=ddpm.cosine(5))
+    run.train(3)
+    calls, of = [], run._objective
+    run._objective = lambda predict, *args, **cond: (
+        calls.append((args, cond)) or of(predict, *args, **cond)
+    )
+    loss, error = run.loss_on(UNSEEN, CLASSES)
+
+    net = UNet(run.net.config, run.averaged())
+    predict = ddpm.Predictor(net, run.schedule)
+    with torch.no_grad():
+        each = [ddpm.loss(predict, x, eps, t, **cond) for (x, eps, t), cond in calls]
+    values = torch.cat(each).numpy().astype(float)
+    assert loss == pytest.approx(values.mean(), rel=1e-6)
+    assert error == pytest.approx(np.sqrt(values.var() / 9), rel=1e-5)  # var / 10, unbiased
+    seen = [torch.cat([args[place] for args, _ in calls]).numpy() for place in (0, 1)]
+    np.testing.assert_array_equal(np.rint((seen[0] + 1) * 127.5), UNSEEN)
+    assert abs(np.mean(seen[1])) < 5 / 240**0.5  # normal: five standard deviations
+    assert np.std(seen[1]) == pytest.approx(1, abs=5 / 480**0.5)
+    times = np.concatenate([args[2].time for args, _ in calls])
+    assert sorted(times) == sorted([1, 2, 3, 4, 5] * 2)
+    np.testing.assert_array_equal(np.concatenate([cond["y"] for _, cond in calls]), CLASSES)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("c++"), reason="torch compiles with a C++ compiler")
+@pytest.mark.filterwarnings("ignore:.*lru_cache")  # of array_api_compat's
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of torch's own functions
+def test_compiled_is_the_same():
+    """A compiled network trains as another, to rounding, and its state has the same names."""
+    torch.compiler.reset()
+    plain, fast = trainer(), trainer(compiled=True)
+    assert type(fast._model) is not type(plain._model)
+    np.testing.assert_allclose(losses_of(fast, 3), losses_of(plain, 3), rtol=1e-5)
+    assert fast._state().tensors.keys() == plain._state().tensors.keys()
