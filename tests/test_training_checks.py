@@ -14,7 +14,7 @@ import ddpm_core as ddpm
 pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
-from small_training import CLASSES, CONFIG, IMAGES, trainer
+from small_training import CLASSES, CONFIG, IMAGES, RECIPE, trainer
 
 from ddpm_core_torch.training import Recipe, bfloat16_is_fast
 
@@ -105,6 +105,15 @@ def test_images_on_disk(tmp_path, on):
     wanted, found = trainer(), trainer(images=images)
     assert found.data == wanted.data
     assert [found.step().loss for _ in range(3)] == [wanted.step().loss for _ in range(3)]
+
+
+def test_float16_needs_a_gpu():
+    """On a CPU float16 is refused, in one line, and a trainer that is there goes on."""
+    run = trainer()
+    with pytest.raises(ValueError, match=r"precision float16 .* cpu") as caught:
+        trainer(dataclasses.replace(RECIPE, precision="float16"))
+    assert "\n" not in str(caught.value)
+    run.step()
 
 
 def test_bfloat16_needs_hardware():

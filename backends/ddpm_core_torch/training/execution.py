@@ -19,6 +19,8 @@ def accelerator(device: str, precision: str, compiled: bool) -> Any:
 
     ValueError if the device does not have the precision.
     """
+    if precision == "float16" and torch.device(device).type == "cpu":
+        raise ValueError(f"precision float16 is of GPUs, but device is {device}")
     library: Any = importlib.import_module("accelerate")  # which has no types
     # It keeps its state for the whole process; another trainer in it may want another.
     alone = not torch.distributed.is_initialized()
