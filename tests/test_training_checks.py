@@ -95,6 +95,13 @@ def test_too_few_images():
         trainer(Recipe(batch=11))
 
 
+@pytest.mark.parametrize("accumulate", [0, 3, 8])
+def test_parts_of_one_size(accumulate):
+    """A batch is cut into equal parts, or refused."""
+    with pytest.raises(ValueError, match=f"batch must be a multiple .* is 4, .* is {accumulate}"):
+        trainer(accumulate=accumulate)
+
+
 @pytest.mark.parametrize("on", ["memmap", "view"])
 def test_images_on_disk(tmp_path, on):
     """Images that are mapped from a file, or stored channels last, train as those in memory."""

@@ -465,7 +465,7 @@ def _each(batch: int, processes: int, accumulate: int) -> int:
     """The images of one process."""
     if accumulate < 1 or batch % (processes * accumulate):
         raise ValueError(
-            f"accumulate must divide the images of one process, but batch is {batch}, of "
+            f"batch must be a multiple of processes times accumulate, but is {batch}, of "
             f"{processes} process{'es' if processes > 1 else ''}, and accumulate is {accumulate}"
         )
     return batch // processes
