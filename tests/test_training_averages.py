@@ -13,11 +13,15 @@ pytest.importorskip("torch")
 pytest.importorskip("accelerate")
 
 from small_training import (
+    CLASSES,
+    IMAGES,
     RECIPE,
     assert_same,
     trainer,
     weights,
 )
+
+from ddpm_core_torch.training import averages
 
 
 @pytest.fixture(autouse=True)
@@ -64,6 +68,13 @@ def test_power_averages_have_their_profile():
             np.testing.assert_allclose(value, wanted, rtol=0, atol=steps * 2.0**-23, err_msg=name)
 
 
+@pytest.mark.parametrize("ema", [(0.9999991, 0.9999992), (0.99999995, 0.5)])
+def test_averages_keep_their_names(ema):
+    """Decays near 1 that agree in six digits are two averages, by names that say which."""
+    run = trainer(dataclasses.replace(RECIPE, ema=ema))
+    assert list(run.averages) == [f"ema.{decay}" for decay in ema]
+
+
 @pytest.mark.parametrize("stop", [0, 3])
 def test_all_averages_are_resumed(tmp_path, stop):
     """A run with several averages is stopped and resumed as one that is not, bit for bit."""
@@ -77,3 +88,22 @@ def test_all_averages_are_resumed(tmp_path, stop):
     assert list(second.averages) == ["ema.0.9", "ema.0.3", "power.0.1", "power.0.2"]
     for name in second.averages:
         assert_same(second.averaged(name), through.averaged(name))
+
+
+def test_an_interrupt_leaves_the_weights(monkeypatch):
+    """The network has its own weights back, also where it was just being given an average."""
+    run, calls, copy = trainer(), [], averages._copy
+    run.train(2)
+    own = weights(run)
+
+    def interrupted(targets, sources) -> None:
+        calls.append(1)
+        if len(calls) == 1:
+            copy(targets[:3], sources[:3])
+            raise KeyboardInterrupt
+        copy(targets, sources)
+
+    monkeypatch.setattr(averages, "_copy", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run.loss_on(IMAGES, CLASSES)
+    assert_same(weights(run), own)

@@ -31,8 +31,8 @@ class Average:
     def in_place(self) -> Generator[None]:
         """Lets the network have the average for its weights, within the context."""
         own = [p.detach().clone() for p in self._parameters]
-        _copy(self._parameters, self.values)
         try:
+            _copy(self._parameters, self.values)
             yield
         finally:
             _copy(self._parameters, own)
@@ -46,9 +46,9 @@ def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
 
 def averages_of(recipe: Recipe, parameters: Sequence[Tensor]) -> dict[str, Average]:
     """The averages of a recipe by the names that a saved state has them under."""
-    found = {f"ema.{decay:g}": Average(parameters, _ema(decay)) for decay in recipe.emas}
+    found = {f"ema.{decay}": Average(parameters, _ema(decay)) for decay in recipe.emas}
     for width in recipe.power:
-        found[f"power.{width:g}"] = Average(parameters, _power(width))
+        found[f"power.{width}"] = Average(parameters, _power(width))
     return found
 
 
