@@ -52,16 +52,25 @@ def test_loss_on_changes_nothing(levels):
 
 
 def test_loss_on_is_of_the_averaged_weights():
-    """The mean over images, of levels that are spread evenly, of the loss of the first average."""
-    run = trainer(dataclasses.replace(RECIPE, ema=(0.5, 0.9)), schedule=ddpm.cosine(5))
+    """The mean over images, of levels that are spread evenly, of the loss of the first average.
+
+    Without dropout, and with the noise of every other call.
+    """
+    recipe = dataclasses.replace(RECIPE, ema=(0.5, 0.9), dropout=0.4)
+    run = trainer(recipe, schedule=ddpm.cosine(5))
     run.train(3)
     calls, of = [], run._objective
     run._objective = lambda predict, *args, **cond: (
         calls.append((args, cond)) or of(predict, *args, **cond)
     )
     loss, error = run.loss_on(UNSEEN, CLASSES)
+    before, net = calls.copy(), UNet(run.net.config, run.averaged())
+    run.step()
+    calls.clear()
+    run.loss_on(UNSEEN, CLASSES)
+    assert all(torch.equal(a[1], b[1]) for (a, _), (b, _) in zip(before, calls, strict=True))
+    calls = before
 
-    net = UNet(run.net.config, run.averaged())
     predict = ddpm.Predictor(net, run.schedule)
     with torch.no_grad():
         each = [ddpm.loss(predict, x, eps, t, **cond) for (x, eps, t), cond in calls]
@@ -75,6 +84,37 @@ def test_loss_on_is_of_the_averaged_weights():
     times = np.concatenate([args[2].time for args, _ in calls])
     assert sorted(times) == sorted([1, 2, 3, 4, 5] * 2)
     np.testing.assert_array_equal(np.concatenate([cond["y"] for _, cond in calls]), CLASSES)
+
+
+def test_loss_on_takes_some_of_many(monkeypatch):
+    """Of more than 1024 images it takes 1024 that are spread over them: data are often sorted."""
+    images = np.zeros((2048, 1, 4, 6), np.uint8)
+    images[1024:] = 255
+    classes = np.arange(2048) // 1024
+    run, seen = trainer(), []
+    monkeypatch.setattr(
+        run, "_losses", lambda part: seen.append(part) or part.x_0[:, 0, 0, 0].clone()
+    )
+    loss, _ = run.loss_on(images, classes)
+    assert loss == 0  # as many of -1 as of 1
+    assert sum(len(part.x_0) for part in seen) == 1024
+    labels = torch.cat([part.cond["y"] for part in seen])
+    assert labels.bincount().tolist() == [512, 512]
+
+
+@pytest.mark.parametrize(
+    ("images", "classes", "message"),
+    [
+        (UNSEEN[:1], CLASSES[:1], "need two images, .* but there are 1"),
+        (UNSEEN[:0], CLASSES[:0], "need two images, .* but there are 0"),
+        (UNSEEN / 255, CLASSES, "images must be uint8"),
+        (UNSEEN, None, "classes is None"),
+    ],
+)
+def test_loss_on_refuses(images, classes, message):
+    """Images without a standard error, or that are no images of this network."""
+    with pytest.raises(ValueError, match=message):
+        trainer().loss_on(images, classes)
 
 
 @pytest.mark.slow

@@ -311,6 +311,13 @@ class Trainer:
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         each = min(len(images), 1024) // processes
         count = each * processes
+        if count < 2:
+            raise ValueError(
+                f"a loss and its error need two images, and one for each of {processes} "
+                f"process{'es' if processes > 1 else ''}, but there are {len(images)}"
+            )
+        _check_data(images, classes, self.net.config)
+        some = np.linspace(0, len(images), count, endpoint=False, dtype=np.int64)  # spread out
         words = np.random.SeedSequence((self.recipe.seed, 4)).generate_state(1, np.uint64)
         noise, rng = self.on.portable_noise(int(words[0])), np.random.default_rng(4)
         levels = draw(self.schedule, (rng.permutation(count) + 0.5) / count)
@@ -318,9 +325,9 @@ class Trainer:
         with torch.no_grad(), next(iter(self.averages.values())).in_place(), _at_rest(self.net):
             for first in range(rank * each, (rank + 1) * each, size := self._each):
                 index = np.arange(first, min(first + size, (rank + 1) * each))
-                part = self._placed(images[index], index, noise, 0, levels)
+                part = self._placed(images[some[index]], index, noise, 0, levels)
                 if classes is not None:
-                    part.cond["y"] = self.on.asarray(classes[index], torch.int64)
+                    part.cond["y"] = self.on.asarray(classes[some[index]], torch.int64)
                 losses.append(self._losses(part))
         every: Any = self.accelerator.gather(torch.cat(losses))
         values = every.cpu().numpy().astype(np.float64)
