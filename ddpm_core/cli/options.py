@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from ddpm_core.backends import Backend, backend
+from ddpm_core.cli.processes import own_device
 
 BackendName: TypeAlias = Annotated[
     str, typer.Option("--backend", help="numpy, torch, or another that `info` lists.")
@@ -42,6 +43,7 @@ def wide_console() -> Console:
 
 def open_backend(name: str, device: str | None) -> Backend:
     """The backend of a name on a device; ValueError if arrays do not come back from it."""
+    device = own_device(device)
     on = backend(name, device=device)
     try:
         on.to_numpy(on.asarray(np.zeros(1)))

@@ -17,7 +17,7 @@ import typer
 
 from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.checkpoints.files import open_regular, write_whole
-from ddpm_core.cli import pictures
+from ddpm_core.cli import pictures, processes
 from ddpm_core.cli.drawing import (
     MOST,
     SAMPLERS,
@@ -92,7 +92,8 @@ def sample(
         Path | None,
         typer.Option(
             rich_help_panel=_WHERE,
-            help="A folder for one PNG per image, named by its id, instead of --out.",
+            help="A folder for one PNG per image, named by its id, instead of --out. Processes "
+            "that torchrun or accelerate launch starts share the images among them.",
         ),
     ] = None,
     resume: Annotated[
@@ -164,6 +165,9 @@ def sample(
     """Sample images from a trained model, onto one sheet or into many files."""
     check_seed(seed)
     check_sampler(sampler)
+    rank, world = processes.process()
+    if world > 1 and out_dir is None:
+        raise ValueError(f"{world} processes cannot write one file: pass --out-dir, a folder")
     if out_dir is not None and (out is not None or grid is not None or gif is not None):
         raise ValueError("--out-dir writes single pictures: leave out --out, --grid and --gif")
     if resume and out_dir is None:
@@ -200,7 +204,7 @@ def sample(
 
     def run(numbers: Array, *, process: bool = False) -> Generator[tuple[Array, list[Array]]]:
         calls = -(-len(numbers) // batch) * solver.nfe
-        with progress(calls, "Sampling") as bar:
+        with progress(calls, "Sampling", quiet=rank > 0) as bar:
             yield from batches(
                 checkpoint, on, solver, numbers, dealt, seed, batch, bar,
                 process=process, guidance=strength,
@@ -212,7 +216,10 @@ def sample(
             "classes": None if dealt is None else dealt.tolist(), "guidance": guidance,
             "guidance_interval": guidance_interval and list(guidance_interval),
         }  # fmt: skip
-        written = _write_folder(run, checkpoint, out_dir, wanted, about, resume)
+        own = processes.share(wanted, batch)
+        written = _write_folder(run, checkpoint, out_dir, own, about, resume)
+        if world > 1:
+            written += f", the share of one of {world} processes"
     elif out.suffix.lower() == ".npz":
         written = _write_npz(run, checkpoint, out, wanted, dealt)
     else:
@@ -220,6 +227,8 @@ def sample(
         written = _write_sheet(
             run, checkpoint, out, gif, wanted, dealt, (rows, columns), scale, frames
         )
+    if rank > 0:
+        return
     how = f"{sampler}, {steps} steps"
     if guidance is not None:
         how += f", guidance {guidance:g}"
