@@ -106,3 +106,19 @@ def executable(*arguments: object, cwd: Path, limit: int | None = None):
         [*limited, COMMAND, *(str(a) for a in arguments)], cwd=cwd, capture_output=True, text=True,
         env={k: v for k, v in os.environ.items() if k != "PYTHONWARNINGS"},
     )  # fmt: skip
+
+
+def several(world: int, *words: object) -> list[subprocess.CompletedProcess[str]]:
+    """The command as so many processes at the same time: what each one said."""
+    running = [
+        subprocess.Popen(
+            [COMMAND, *map(str, words)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)},
+        )
+        for rank in range(world)
+    ]  # fmt: skip
+    said = [one.communicate(timeout=60) for one in running]
+    return [
+        subprocess.CompletedProcess(words, one.returncode, *each)
+        for one, each in zip(running, said, strict=True)
+    ]

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
-from command import COMMAND, fails, run
+from command import fails, run, several
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -24,22 +22,6 @@ pytestmark = pytest.mark.usefixtures("one_thread_of_processes")
 def alone(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK"):
         monkeypatch.delenv(name, raising=False)
-
-
-def several(world: int, *words: object) -> list[subprocess.CompletedProcess[str]]:
-    """The command as so many processes at the same time: what each one said."""
-    running = [
-        subprocess.Popen(
-            [COMMAND, *map(str, words)], text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            env=os.environ | {"RANK": str(rank), "WORLD_SIZE": str(world)},
-        )
-        for rank in range(world)
-    ]  # fmt: skip
-    said = [one.communicate(timeout=60) for one in running]
-    return [
-        subprocess.CompletedProcess(words, one.returncode, *each)
-        for one, each in zip(running, said, strict=True)
-    ]
 
 
 @given(count=st.integers(0, 60), batch=st.integers(1, 20), world=st.integers(1, 6))
@@ -62,7 +44,9 @@ def test_process(monkeypatch):
     for world in (None, "1", "-2", "two", ""):
         if world is not None:
             monkeypatch.setenv("WORLD_SIZE", world)
-        with pytest.raises(ValueError, match=r"has RANK, 0 .. WORLD_SIZE - 1.* here they are 1 and"):
+        with pytest.raises(
+            ValueError, match=r"has RANK, 0 .. WORLD_SIZE - 1.* here they are 1 and"
+        ):
             process()
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert process() == (1, 2)

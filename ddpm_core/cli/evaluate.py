@@ -14,8 +14,8 @@ from rich.table import Table
 
 from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.checkpoints.files import write_whole
-from ddpm_core.cli import datasets, judging
-from ddpm_core.cli.drawing import MOST, SAMPLERS, check_sampler, parse_guidance
+from ddpm_core.cli import datasets, judging, processes
+from ddpm_core.cli.drawing import MOST, SAMPLERS
 from ddpm_core.cli.options import (
     DATA,
     BackendName,
@@ -25,7 +25,7 @@ from ddpm_core.cli.options import (
     wide_console,
 )
 from ddpm_core.cli.pictures import check_place
-from ddpm_core.cli.rate import Run, report
+from ddpm_core.cli.rate import Run, report, taken
 from ddpm_core.levels import Level
 from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Discrete
@@ -75,6 +75,27 @@ def evaluate(
             "are. Hundreds at least.",
         ),
     ] = 0,
+    samples_dir: Annotated[
+        Path | None,
+        typer.Option(
+            help="A folder that keeps the samples, one file a batch: what it has is not drawn "
+            "again. Processes that torchrun or accelerate launch starts share the work through it."
+        ),
+    ] = None,
+    train_data: Annotated[
+        Path | None,
+        typer.Option(
+            help="What the model was trained on, to see if samples are copies of it. By default "
+            "the train split of --data."
+        ),
+    ] = None,
+    nearest_plot: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also draw the samples that are nearest to training images, each above that "
+            "image, as a .png."
+        ),
+    ] = None,
     sampler: Annotated[
         str, typer.Option(help=f"Of the samples: one of {', '.join(SAMPLERS)}.")
     ] = "dpmpp_2m",
@@ -131,7 +152,8 @@ def evaluate(
     With --samples also the Fréchet distance, kernel distance, precision and recall of samples, in
     the features of a classifier, and the share that it recognises, each with its standard error.
     They are to be read beside those of other real images, and do not compare with values in other
-    features.
+    features. Where the training images are known, also how near to them samples are, beside how
+    near unseen images are (the data-copying test of Meehan et al. 2020).
     """
     check_seed(seed)
     if variance not in VARIANCES:
@@ -139,13 +161,15 @@ def evaluate(
     split = "t10k" if split == "test" else split
     if split not in datasets.SPLITS:
         raise ValueError(f"--split must be train or t10k (or test), but is {split!r}")
-    for path, suffix in ((json_path, ".json"), (plot, ".png")):
+    for path, suffix in ((json_path, ".json"), (plot, ".png"), (nearest_plot, ".png")):
         if path is not None:
             check_place(path, suffix)
     if plot is not None:
         _empty_figure()  # without matplotlib, better now than after the work
-    check_sampler(sampler)
-    strength = parse_guidance(guidance, guidance_interval)
+    how = judging.How(sampler, sampler_steps, guidance, guidance_interval)
+    rank, world = processes.process()
+    if world > 1 and samples_dir is None:
+        raise ValueError(f"{world} processes share only --samples, through --samples-dir")
     if features is not None:
         if data is not None or samples or not bound or plot is not None:
             raise ValueError(
@@ -159,18 +183,28 @@ def evaluate(
         raise ValueError("there is nothing to evaluate: pass --data, or --features")
     if not bound and (samples == 0 or plot is not None):
         raise ValueError("--no-bound goes with --samples, and without --plot")
-    if guidance is not None and samples == 0:
-        raise ValueError("--guidance goes with --samples")
+    for option, value in (
+        ("--guidance", guidance), ("--samples-dir", samples_dir), ("--train-data", train_data),
+        ("--nearest-plot", nearest_plot),
+    ):  # fmt: skip
+        if value is not None and samples == 0:
+            raise ValueError(f"{option} goes with --samples")
     checkpoint = load(model)
     levels = _levels(checkpoint, steps, terms, labelled) if bound else None
     run = Run(checkpoint, open_backend(backend_name, device), labelled, seed, batch)
     found = run.read(data, split)
-    judge = None
+    judge, trained = None, None
     if samples:
-        judge = judging.Judge(run, found, data, samples, sampler, sampler_steps, strength)
+        judge = judging.Judge(run, found, data, samples, how, samples_dir)
+        if rank > 0:
+            judge.draw_share()
+            return
+        trained = run.trained(data, split, train_data)
+        if nearest_plot is not None and trained is None:
+            raise ValueError("--nearest-plot needs the training images: pass --train-data")
     numbers: dict[str, Any] = {
         "model": model, "data": str(data), "split": split if datasets.has_splits(data) else None,
-        "seed": seed,
+        "unseen": run.standing(data, split), "seed": seed,
     }  # fmt: skip
     if levels is not None:
         total = len(found.images) if images == 0 else min(images, len(found.images))
@@ -181,11 +215,7 @@ def evaluate(
             raise ValueError(f"{model} has no learned variance; there are small, large and optimal")
         if variance == "auto":
             variance = "learned" if has_v else "optimal"
-        chosen = datasets.Images(
-            found.images[:total],
-            None if found.classes is None else found.classes[:total],
-            found.labels,
-        )
+        chosen = taken(found, np.arange(total))
         u = np.random.default_rng(seed).random((total, terms)) if terms else None
         kernel = run.kernel(variance, levels, partial(run.unseen, data, split, found, total))
         result = run.bound(kernel, levels, chosen, u)
@@ -195,9 +225,7 @@ def evaluate(
             "labelled": labelled, **report(result, levels, found.images[0].size),
         }  # fmt: skip
     if judge is not None:
-        drawn = {"sampler": sampler, "sampler_steps": sampler_steps, "guidance": guidance}
-        drawn |= {"guidance_interval": guidance_interval and list(guidance_interval)}
-        numbers["samples"] = drawn | judge.numbers()
+        numbers["samples"] = judge.numbers(trained, nearest_plot)
     _finish(numbers, json_path, plot)
 
 
@@ -233,6 +261,8 @@ def _finish(numbers: dict[str, Any], json_path: Path | None, plot: Path | None) 
             _show(numbers)
         if "samples" in numbers:
             judging.show(numbers["samples"], wide_console())
+        if numbers.get("unseen") == "unknown":
+            typer.echo("The model may have been trained on these images: nothing says otherwise.")
     finally:  # whoever read the table may have left
         if json_path is not None:
             text = json.dumps(numbers, indent=2, allow_nan=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,24 @@ from rich.console import Console
 from rich.table import Table
 
 from ddpm_core.checkpoints.classifier import load_classifier
+from ddpm_core.cli import copying, processes
 from ddpm_core.cli.datasets import Images
-from ddpm_core.cli.drawing import SAMPLERS, check_guidable, check_steps, classes_of, deal, draw
+from ddpm_core.cli.drawing import (
+    SAMPLERS,
+    batches,
+    check_guidable,
+    check_sampler,
+    check_steps,
+    classes_of,
+    deal,
+    draw,
+    parse_guidance,
+)
+from ddpm_core.cli.kept import Kept, fingerprint
 from ddpm_core.cli.pictures import to_bytes
-from ddpm_core.cli.rate import Run
+from ddpm_core.cli.progress import progress
+from ddpm_core.cli.rate import Run, Trained
 from ddpm_core.distances import Measured, scores
-from ddpm_core.guidance import Scale
 from ddpm_core.typing import Array
 
 LEAST = 4  #: samples, of which each has three others
@@ -30,21 +43,35 @@ _ROWS = {
 }
 
 
+@dataclass(frozen=True)
+class How:
+    """How samples are drawn. ValueError if they cannot be."""
+
+    sampler: str
+    sampler_steps: int
+    guidance: float | None
+    guidance_interval: tuple[float, float] | None
+
+    def __post_init__(self) -> None:
+        check_sampler(self.sampler)
+        parse_guidance(self.guidance, self.guidance_interval)
+
+    def about(self) -> dict[str, Any]:
+        """As JSON has it."""
+        interval = self.guidance_interval
+        return asdict(self) | {"guidance_interval": interval and list(interval)}
+
+
 class Judge:
     """A model's samples, yet to be drawn, and two sets of as many real images.
+
+    folder: where the samples are kept, or None
 
     ValueError if there are too few images, or none of the bundled classifiers takes them.
     """
 
     def __init__(
-        self,
-        run: Run,
-        found: Images,
-        data: Path,
-        count: int,
-        sampler: str,
-        steps: int,
-        guidance: Scale | None,
+        self, run: Run, found: Images, data: Path, count: int, how: How, folder: Path | None
     ) -> None:
         checkpoint, images = run.checkpoint, found.images
         self.classifier = load_classifier()
@@ -60,7 +87,7 @@ class Judge:
                 f"more of each: {data} has {len(images)}, enough for --samples "
                 f"{len(images) // 2}, but it is {count}"
             )
-        check_steps(steps, checkpoint.schedule)
+        check_steps(how.sampler_steps, checkpoint.schedule)
         # Pictures in folders come class by class.
         order = np.random.default_rng(run.seed).permutation(len(images))[: 2 * count]
         self.real, self.other = images[order[:count]], images[order[count:]]
@@ -69,30 +96,71 @@ class Judge:
         if dealt is not None and self.true is not None and self.true.max() < len(dealt):
             # Not those of `real`: samples that share its classes by design are too near to it.
             dealt = self.true
-        if guidance is not None:
+        if how.guidance is not None:
             check_guidable(checkpoint, dealt)
         self.y = classes_of(dealt, np.arange(count))
-        self.run, self.guidance = run, guidance
-        self.solver = SAMPLERS[sampler](checkpoint.schedule, steps)
+        self.run, self.how = run, how
+        self.guidance = parse_guidance(how.guidance, how.guidance_interval)
+        self.solver = SAMPLERS[how.sampler](checkpoint.schedule, how.sampler_steps)
+        self.kept = None
+        if folder is not None:
+            about = {"model": fingerprint(checkpoint), "seed": run.seed, **how.about()}
+            self.kept = Kept(folder, about, count, self.y, images.shape[1:])
 
-    def numbers(self) -> dict[str, Any]:
-        """What `compared` gives, and the share that is recognised where the classes are known."""
+    def draw_share(self) -> None:
+        """Draws what the folder lacks of this process's share; nothing without a folder."""
+        run, kept = self.run, self.kept
+        if kept is None:
+            return
+        own = processes.share(np.arange(len(kept.there)), run.batch)
+        lacking = own[~kept.there[own]]
+        calls = -(-len(lacking) // run.batch) * self.solver.nfe
+        with progress(calls, "Sampling", quiet=processes.process().rank > 0) as bar:
+            for ids, (x,) in batches(
+                run.checkpoint, run.on, self.solver, lacking, self.y, run.seed, run.batch, bar,
+                process=False, guidance=self.guidance,
+            ):  # fmt: skip
+                kept.add(ids, to_bytes(x))
+
+    def samples(self) -> Array:
+        """All samples, uint8 (N, C, H, W)."""
+        if self.kept is not None:
+            self.draw_share()
+            return self.kept.wait()
         run = self.run
         x = draw(
             run.checkpoint, run.on, self.solver, len(self.real), self.y, run.seed, run.batch,
             guidance=self.guidance,
         )[-1]  # fmt: skip
-        drawn, other = (self.classifier.read(images) for images in (to_bytes(x), self.other))
+        return to_bytes(x)
+
+    def numbers(self, trained: Trained | None, plot: Path | None) -> dict[str, Any]:
+        """What `compared` gives, the share that is recognised where the classes are known, and how
+        near to training images samples are where those are known.
+
+        plot: of the nearest pairs, a .png
+        """
+        samples = self.samples()
+        drawn, other = (self.classifier.read(images) for images in (samples, self.other))
         sets = {"real": self.classifier(self.real)}
         sets |= {"drawn": drawn.features, "other": other.features}
-        found = compared(sets, f"the bundled classifier of {self.classifier.name}")
-        if run.checkpoint.labels == self.classifier.labels:
+        found = self.how.about() | compared(
+            sets, f"the bundled classifier of {self.classifier.name}"
+        )
+        if self.run.checkpoint.labels == self.classifier.labels:
             for name, logits, y in (
                 ("drawn", drawn.logits, self.y),
                 ("other", other.logits, self.true),
             ):
                 if y is not None:
                     found[name]["recognised"] = _shown(_share(logits.argmax(axis=1) == y))
+        if trained is not None:
+            unseen = np.concatenate([self.real, self.other])
+            both = [copying.nearest_images(x, *trained) for x in (samples, unseen)]
+            found["nearest"] = {"trained": len(trained.ids)}
+            found["nearest"] |= copying.compared(*(each.distance for each in both))
+            if plot is not None:
+                copying.draw_pairs(plot, samples, trained.images, both[0])
         return found
 
 
@@ -140,6 +208,8 @@ def show(numbers: Mapping[str, Any], console: Console) -> None:
             cells = [(f"{m['value']:.4g}", f"{m['error']:.2g}") if m else ("", "") for m in each]
             table.add_row(label, *(cell for pair in cells for cell in pair))
     console.print(table)
+    if "nearest" in numbers:
+        copying.show(numbers["nearest"], console)
 
 
 def _share(right: Array) -> Measured:

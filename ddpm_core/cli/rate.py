@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,19 @@ from ddpm_core.levels import Level, steps_of
 from ddpm_core.likelihood import Elbo, bits_per_dim, elbo, errors_at, interpolated
 from ddpm_core.process import large, small
 from ddpm_core.typing import Array
+
+
+class Trained(NamedTuple):
+    """Images, and the places of those among them that a model was trained on."""
+
+    images: Array
+    ids: Array
+
+
+def taken(images: datasets.Images, ids: Array) -> datasets.Images:
+    """The images at those places."""
+    classes = None if images.classes is None else images.classes[ids]
+    return datasets.Images(np.asarray(images.images[ids]), classes, images.labels)
 
 
 class Run:
@@ -40,13 +53,7 @@ class Run:
 
     def read(self, data: Path, split: str) -> datasets.Images:
         """The images, which must be of the model's size."""
-        height, width = self.checkpoint.size
-        found = datasets.read(data, split=split, size=height if height == width else None)
-        wanted = (self.checkpoint.config.channels, height, width)
-        if found.images.shape[1:] != wanted:
-            raise ValueError(
-                f"{data} has images of shape {found.images.shape[1:]}, but the model's are {wanted}"
-            )
+        found = self.read_all(data, split)
         classes = self.checkpoint.config.classes
         if self.labelled and classes == 0:
             raise ValueError("--labelled was given, but this model has no classes")
@@ -54,18 +61,41 @@ class Run:
             raise ValueError(f"--labelled needs data with classes 0 to {classes - 1}, not {data}")
         return found
 
+    def read_all(self, data: Path, split: str) -> datasets.Images:
+        """The images, also those that the model was trained on."""
+        height, width = self.checkpoint.size
+        found = datasets.read(data, split=split, size=height if height == width else None)
+        wanted = (self.checkpoint.config.channels, height, width)
+        if found.images.shape[1:] != wanted:
+            raise ValueError(
+                f"{data} has images of shape {found.images.shape[1:]}, but the model's are {wanted}"
+            )
+        return found
+
+    def standing(self, data: Path, split: str) -> str:
+        """What says that the model was not trained on the images: "test split", or "unknown"."""
+        is_test = split == "t10k" if datasets.has_splits(data) else data.name.startswith("t10k-")
+        return "test split" if is_test else "unknown"
+
+    def trained(self, data: Path, split: str, train_data: Path | None) -> Trained | None:
+        """What the model was trained on: of train_data, or of the same data; None if unknown."""
+        known = self.standing(data, split) == "test split" and datasets.has_splits(data)
+        if train_data is None and not known:
+            return None
+        images = self.read_all(train_data or data, "train").images
+        return Trained(images, np.arange(len(images)))
+
     def unseen(self, data: Path, split: str, found: datasets.Images, used: int) -> datasets.Images:
         """Up to 128 images that are not evaluated: of the training split, or those left over."""
         if split != "train" and datasets.has_splits(data):
             found, used = self.read(data, "train"), 0
-        images = found.images[used : used + 128]
-        if len(images) == 0:
+        ids = np.arange(used, min(used + 128, len(found.images)))
+        if len(ids) == 0:
             raise ValueError(
                 "no image is left to measure the optimal variance on: pass fewer --images, or "
                 "--variance small"
             )
-        classes = None if found.classes is None else found.classes[used : used + 128]
-        return datasets.Images(images, classes, found.labels)
+        return taken(found, ids)
 
     def batches(self, images: datasets.Images, first_id: int = 0) -> Iterable[tuple[Any, ...]]:
         """Where each batch starts, its x_0, its noise, and its conditions."""

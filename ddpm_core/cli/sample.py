@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
-import io
 import json
 import math
 import re
-import zlib
 from collections.abc import Callable, Generator, Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, cast
+from typing import Annotated, Any, TypeAlias
 
 import numpy as np
 import typer
@@ -29,6 +26,7 @@ from ddpm_core.cli.drawing import (
     deal,
     parse_guidance,
 )
+from ddpm_core.cli.kept import check_about, fingerprint, npz
 from ddpm_core.cli.options import BackendName, Device, check_seed, open_backend
 from ddpm_core.cli.progress import progress
 from ddpm_core.typing import Array
@@ -212,7 +210,7 @@ def sample(
 
     if out_dir is not None:
         about = {
-            "model": _fingerprint(checkpoint), "sampler": sampler, "steps": steps, "seed": seed,
+            "model": fingerprint(checkpoint), "sampler": sampler, "steps": steps, "seed": seed,
             "classes": None if dealt is None else dealt.tolist(), "guidance": guidance,
             "guidance_interval": guidance_interval and list(guidance_interval),
         }  # fmt: skip
@@ -270,7 +268,7 @@ def _write_npz(
             f"several files and --ids"
         )
     images = np.concatenate([pictures.to_bytes(x) for _, (x,) in run(ids)])
-    write_whole(out, _npz(images, classes_of(dealt, ids), ids))
+    write_whole(out, npz(images, classes_of(dealt, ids), ids))
     return f"Wrote {out}"
 
 
@@ -359,15 +357,6 @@ def _headers(
     return (), ()
 
 
-def _npz(images: Array, classes: Array | None, ids: Array) -> bytes:
-    arrays = {"images": images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)}
-    if classes is not None and classes.min() >= 0:
-        arrays["classes"] = classes
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays, ids=ids)
-    return buffer.getvalue()
-
-
 def _place(folder: Path, i: int) -> Path:
     return folder / f"{i:08d}.png"
 
@@ -398,21 +387,5 @@ def _settled(folder: Path, about: dict[str, Any]) -> bool:
         return False
     except (ValueError, RecursionError):
         raise ValueError(f"{folder / SETTINGS} cannot be read; choose another --out-dir") from None
-    for key, value in about.items():
-        found = cast(Any, before).get(key) if isinstance(before, dict) else None
-        if found != value:
-            raise ValueError(
-                f"{folder} holds samples of {key} {found}, not {value}; choose another --out-dir"
-            )
+    check_about(folder, before, about, "--out-dir")
     return True
-
-
-def _fingerprint(checkpoint: Checkpoint) -> str:
-    """Eight digits that differ from those of another model."""
-    # Not the schedule's repr, which has only its ends.
-    schedule = dataclasses.astuple(cast(Any, checkpoint.schedule))
-    about = (checkpoint.config, schedule, checkpoint.predicts, checkpoint.size)
-    total = zlib.crc32(repr((*about, checkpoint.timestep_scale)).encode())
-    for name in sorted(checkpoint.params):
-        total = zlib.crc32(np.asarray(checkpoint.params[name]).tobytes(), total)
-    return f"{total:08x}"

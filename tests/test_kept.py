@@ -1,0 +1,166 @@
+"""`evaluate --samples-dir`: samples that a kill, or another process, leaves to the next command."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from command import fails, run, several, tiny
+
+from ddpm_core.checkpoints import save
+from ddpm_core.cli import judging, kept
+from ddpm_core.cli.datasets import read
+
+pytest_plugins = "command_fixtures"
+pytestmark = pytest.mark.usefixtures("one_thread_of_processes")
+
+WORDS = "evaluate --model a.safetensors --data data.npz --no-bound --sampler-steps 2 --batch 2"
+ALL = [*WORDS.split(), "--samples", "10"]
+
+
+@pytest.fixture
+def place(here) -> Path:
+    images = np.random.default_rng(0).integers(0, 256, (24, 28, 28), dtype=np.uint8)
+    np.savez("data.npz", images=images, classes=np.arange(24) % 3)
+    save("a.safetensors", tiny(size=(28, 28)))
+    return here
+
+
+def numbers(*words: str) -> dict:
+    run(*words, "--json", "out.json")
+    return json.loads(Path("out.json").read_text())
+
+
+def files(folder: str) -> list[str]:
+    return sorted(path.name for path in Path(folder).iterdir())
+
+
+def drawn_ids(monkeypatch) -> list[int]:
+    """The ids that are drawn from now on."""
+    ids, batches = [], judging.batches
+
+    def recorded(*arguments, **options):
+        for part, states in batches(*arguments, **options):
+            ids.extend(part.tolist())
+            yield part, states
+
+    monkeypatch.setattr(judging, "batches", recorded)
+    return ids
+
+
+def test_what_is_there_is_not_drawn_again(place, monkeypatch):
+    """With a folder the numbers are those without; a second command draws only what it lacks."""
+    wanted = numbers(*ALL)
+    ids = drawn_ids(monkeypatch)
+    assert numbers(*ALL, "--samples-dir", "d") == wanted
+    assert ids == list(range(10))
+    assert files("d") == [f"{i:08}.npz" for i in range(0, 10, 2)]
+    assert np.array_equal(read("d/00000004.npz").classes, np.load("d/00000004.npz")["classes"])
+    for lost, batch, again in (([4, 8], 2, [4, 5, 8, 9]), ([2, 4], 3, [2, 3, 4, 5]), ([], 1, [])):
+        for i in lost:
+            Path(f"d/{i:08}.npz").unlink()
+        ids.clear()
+        assert numbers(*ALL, "--batch", str(batch), "--samples-dir", "d") == wanted
+        assert sorted(ids) == again
+
+
+def test_other_samples_are_refused(place, capsys):
+    """A folder takes samples of one model, drawn in one way; the error names old and new."""
+    other = tiny(size=(28, 28))
+    other.params["conv_in.bias"][:] += 1
+    save("b.safetensors", other)
+    few = [*WORDS.split(), "--samples", "4", "--samples-dir", "d"]
+    run(*few)
+    for words, said in (
+        (["--seed", "1"], "d holds samples of seed 0, not 1"),
+        (["--sampler", "ddim"], "d holds samples of sampler dpmpp_2m, not ddim"),
+        (["--sampler-steps", "3"], "d holds samples of sampler_steps 2, not 3"),
+        (["--guidance", "2"], "d holds samples of guidance None, not 2.0"),
+        (["--model", "b.safetensors"], "d holds samples of model "),
+        (["--samples", "5"], "d holds samples of other classes, which --samples, --seed and the"),
+    ):
+        assert said in fails(capsys, *few, *words)
+    assert files("d") == ["00000000.npz", "00000002.npz"]
+    good = Path("d/00000002.npz").read_bytes()
+    for junk in (b"", b"junk", good[:-50], Path("data.npz").read_bytes()):
+        Path("d/00000002.npz").write_bytes(junk)
+        assert "d/00000002.npz cannot be read as samples: remove it" in fails(capsys, *few)
+    Path("d/00000002.npz").unlink()
+    Path("d/notes.npz").write_bytes(b"mine")
+    run(*few)
+
+
+def test_more_samples_use_those_of_fewer(place):
+    """Where the classes are dealt in turn, not by the data, samples of a smaller count stay."""
+    np.savez("data.npz", images=np.load("data.npz")["images"])
+    fewer = [*WORDS.split(), "--samples", "5"]
+    wanted = [numbers(*fewer), numbers(*ALL)]
+    assert [numbers(*w, "--samples-dir", "d") for w in (fewer, ALL)] == wanted
+    assert numbers(*fewer, "--samples-dir", "d") == wanted[0]
+
+
+@pytest.mark.slow
+def test_two_processes_give_the_numbers_of_one(place):
+    """Each draws its share, one prints and writes the scores, which are the same to the bit."""
+    wanted = numbers(*ALL)
+    Path("out.json").unlink()
+    first, second = several(2, *ALL, "--samples-dir", "d", "--json", "out.json")
+    assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
+    assert "Distances of 10 samples" in first.stdout
+    assert (second.stdout, second.stderr) == ("", "")
+    assert json.loads(Path("out.json").read_text()) == wanted
+    assert len(files("d")) == 5
+
+
+def test_dead_process(place, monkeypatch, capsys):
+    """The first process says so when the others do not come; one more command draws the rest."""
+    wanted = numbers(*ALL)
+    monkeypatch.setattr(kept, "PATIENCE", 0.0)
+    with monkeypatch.context() as environment:
+        environment.setenv("RANK", "0")
+        environment.setenv("WORLD_SIZE", "2")
+        with pytest.raises(ValueError, match="d lacks 4 of 10 samples, and none came in 0 seconds"):
+            numbers(*ALL, "--samples-dir", "d")
+        assert "Waiting for the samples of the other processes" in capsys.readouterr().err
+        with pytest.raises(ValueError, match="2 processes share only --samples, through"):
+            numbers(*ALL)
+    ids = drawn_ids(monkeypatch)
+    assert numbers(*ALL, "--samples-dir", "d") == wanted
+    assert ids == [2, 3, 6, 7]
+
+
+KILLED = """
+import os, signal, sys
+from ddpm_core.cli import main
+left, sync = [int(sys.argv.pop(1))], os.fsync
+def fsync(file):
+    left[0] -= 1
+    if left[0] == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    sync(file)
+os.fsync = fsync
+main()
+"""  #: the command, killed in the middle of its n-th write to the disk
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
+@pytest.mark.parametrize("writes", [5, 6])
+def test_kill_loses_one_batch(place, monkeypatch, writes):
+    """SIGKILL before or after a file gets its name: what has one is whole, the rest is drawn."""
+    wanted = numbers(*ALL)
+    ran = subprocess.run(
+        [sys.executable, "-c", KILLED, str(writes), *ALL, "--samples-dir", "d"], env=os.environ
+    )
+    assert ran.returncode == -signal.SIGKILL
+    whole = [name for name in files("d") if name[0] != "."]
+    assert whole == [f"{i:08}.npz" for i in range(0, 4 if writes == 5 else 6, 2)]
+    ids = drawn_ids(monkeypatch)
+    assert numbers(*ALL, "--samples-dir", "d") == wanted
+    assert ids == list(range(2 * len(whole), 10))
