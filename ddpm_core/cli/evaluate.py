@@ -86,7 +86,7 @@ def evaluate(
         Path | None,
         typer.Option(
             help="What the model was trained on, to see if samples are copies of it. By default "
-            "the train split of --data."
+            "the train split of --data, or what of it the model did not hold out."
         ),
     ] = None,
     nearest_plot: Annotated[
@@ -146,8 +146,9 @@ def evaluate(
 
     The variational bound (Ho et al. 2020, Eq. 5) on -log P of the images, each part with its
     standard error, and the rate-distortion curve (their Table 4 and Figure 5). The images are the
-    test split of IDX files by default; of other data they are the first ones, so keep what the
-    model was trained on elsewhere.
+    test split of IDX files by default; of other data they are those that the model says it held
+    out of training. If it says nothing of that, they are the first ones: keep what it was trained
+    on elsewhere.
 
     With --samples also the Fréchet distance, kernel distance, precision and recall of samples, in
     the features of a classifier, and the share that it recognises, each with its standard error.
@@ -222,7 +223,7 @@ def evaluate(
         count = len(levels.sigma) - 1
         numbers |= {
             "images": total, "terms": terms or count - 1, "steps": count, "variance": variance,
-            "labelled": labelled, **report(result, levels, found.images[0].size),
+            "labelled": labelled, **report(result, levels, chosen.images[0].size),
         }  # fmt: skip
     if judge is not None:
         numbers["samples"] = judge.numbers(trained, nearest_plot)

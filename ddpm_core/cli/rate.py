@@ -52,8 +52,16 @@ class Run:
         self.denoise = clip(self.predict)
 
     def read(self, data: Path, split: str) -> datasets.Images:
-        """The images, which must be of the model's size."""
+        """The images, of the model's size; without those it was trained on, where it tells them."""
         found = self.read_all(data, split)
+        if self.standing(data, split) == "held out":
+            ids = np.flatnonzero(datasets.held_out(found.images, self.held_out))
+            if len(ids) == 0:
+                raise ValueError(
+                    f"the model may have been trained on each of the {len(found.images)} images of "
+                    f"{data}: it holds out a share of {self.held_out:g}, and none of these"
+                )
+            found = taken(found, ids)
         classes = self.checkpoint.config.classes
         if self.labelled and classes == 0:
             raise ValueError("--labelled was given, but this model has no classes")
@@ -72,18 +80,32 @@ class Run:
             )
         return found
 
+    @property
+    def held_out(self) -> float:
+        """The share of all images that the model says it was never trained on; 0 for none."""
+        share = self.checkpoint.notes.get("held_out")
+        return share if isinstance(share, float) and 0 < share <= 1 else 0.0
+
     def standing(self, data: Path, split: str) -> str:
-        """What says that the model was not trained on the images: "test split", or "unknown"."""
-        is_test = split == "t10k" if datasets.has_splits(data) else data.name.startswith("t10k-")
-        return "test split" if is_test else "unknown"
+        """What says that the model was not trained on what `read` gives: "test split", "held out",
+        or "unknown" if nothing does.
+        """
+        is_test = data.is_file() and data.name.startswith("t10k-images")
+        if datasets.has_splits(data):
+            is_test = split == "t10k"
+        return "test split" if is_test else "held out" if self.held_out else "unknown"
 
     def trained(self, data: Path, split: str, train_data: Path | None) -> Trained | None:
         """What the model was trained on: of train_data, or of the same data; None if unknown."""
-        known = self.standing(data, split) == "test split" and datasets.has_splits(data)
+        standing = self.standing(data, split)
+        known = standing == "held out" or (standing == "test split" and datasets.has_splits(data))
         if train_data is None and not known:
             return None
         images = self.read_all(train_data or data, "train").images
-        return Trained(images, np.arange(len(images)))
+        ids = np.flatnonzero(~datasets.held_out(images, self.held_out))
+        if len(ids) == 0:
+            raise ValueError(f"the model was trained on no image of {train_data or data}")
+        return Trained(images, ids)
 
     def unseen(self, data: Path, split: str, found: datasets.Images, used: int) -> datasets.Images:
         """Up to 128 images that are not evaluated: of the training split, or those left over."""
