@@ -91,7 +91,8 @@ def show(numbers: Mapping[str, Any], console: Console) -> None:
     console.print(
         f"{share['value']:.2%} of the samples (standard error {share['error']:.2%}) are nearer "
         f"than {QUANTILE:.0%} of the other real images.\n"
-        f"Data copying (Meehan et al. 2020): z = {z:.2f}; far below 0, samples are too near.",
+        f"Data copying (Meehan et al. 2020): z = {z:.2f}; far below 0, samples are "
+        f"copies or too smooth.",
         highlight=False, soft_wrap=True,
     )  # fmt: skip
 
