@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import re
 import subprocess
@@ -58,6 +59,120 @@ def test_reward():
     assert 0.1 < rewards[0] < 0.5  # of the spiral, a fifth lies in the circle
     assert rewards[-1] > rewards[0] + 0.3
     assert all(np.diff(rewards) > -0.05)
+
+
+def bitmap_font(path, characters, ligatures, bitmaps) -> None:
+    """A font whose glyphs are PNG files (CBDT), as those of Noto Color Emoji are.
+
+    characters: glyphs by code point; ligatures: sequences of glyphs, and bitmaps, by glyph
+    """
+    from fontTools.fontBuilder import FontBuilder
+    from fontTools.ttLib import newTable
+    from fontTools.ttLib.tables.BitmapGlyphMetrics import SmallGlyphMetrics
+    from fontTools.ttLib.tables.C_B_D_T_ import cbdt_bitmap_format_17
+    from fontTools.ttLib.tables.E_B_L_C_ import SbitLineMetrics, Strike, eblc_index_sub_table_1
+
+    build = FontBuilder(1024)
+    names = [".notdef", *dict.fromkeys([*characters.values(), *ligatures])]
+    build.setupGlyphOrder(names)
+    build.setupCharacterMap(characters)
+    build.setupHorizontalMetrics(dict.fromkeys(names, (1024, 0)))
+    build.setupHorizontalHeader()
+    build.setupPost()
+    rules = "".join(f"sub {sequence} by {glyph};" for glyph, sequence in ligatures.items())
+    build.addOpenTypeFeatures(f"feature ccmp {{{rules}}} ccmp;")
+
+    def zeros(table, names):
+        for name in names.split():
+            setattr(table, name, 0)
+        return table
+
+    data = build.font["CBDT"] = newTable("CBDT")
+    places = build.font["CBLC"] = newTable("CBLC")
+    data.version = places.version = 3.0
+    data.strikeData = [{}]
+    for name, picture in bitmaps.items():
+        glyph = data.strikeData[0][name] = cbdt_bitmap_format_17(b"", build.font)
+        glyph.metrics = zeros(SmallGlyphMetrics(), "height width BearingX BearingY Advance")
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        glyph.imageData = file.getvalue()
+    strike = Strike()
+    header = zeros(
+        strike.bitmapSizeTable,
+        "colorRef startGlyphIndex endGlyphIndex ppemX ppemY bitDepth flags",
+    )
+    line = (
+        "ascender descender widthMax caretSlopeNumerator caretSlopeDenominator caretOffset "
+        "minOriginSB minAdvanceSB maxBeforeBL minAfterBL pad1 pad2"
+    )
+    header.hori, header.vert = (zeros(SbitLineMetrics(), line) for _ in range(2))
+    index = eblc_index_sub_table_1(b"", build.font)
+    index.indexFormat, index.imageFormat = 1, 17
+    index.names = sorted(bitmaps, key=build.font.getGlyphID)
+    strike.indexSubTables, places.strikes = [index], [strike]
+    build.save(path)
+
+
+LISTED = """\
+# group: Smileys & Emotion
+1F600 ; fully-qualified # a single character
+263A FE0F ; fully-qualified # one that could be a letter, too
+263A ; unqualified # the same
+1F601 ; fully-qualified # the font has no picture of it
+# group: People & Body
+1F44B ; fully-qualified # a hand
+1F44B 1F3FD ; fully-qualified # in a skin tone
+# group: Component
+1F3FD ; component # a skin tone
+# group: Flags
+1F1EB 1F1F7 ; fully-qualified # a flag
+1F1E8 1F1F5 ; fully-qualified # another of the same bitmap
+"""
+
+
+def test_noto_emoji(tmp_path):
+    """Of each bitmap one picture, on white, cut to a square; a pixel is the mean of 4 x 4."""
+    pixels = np.zeros((128, 136, 4), np.uint8)  # transparent
+    pixels[64:, :, 0] = pixels[64:, :, 3] = 255  # the lower half is red
+    pixels[:2, 4:8] = 0, 0, 0, 255  # of the first box that is left, half is black
+    pixels[:, :4] = pixels[:, -4:] = 0, 0, 255, 255  # the sides are cut off
+    plain = {
+        name: Image.new("RGBA", (136, 128), colour)
+        for name, colour in {"hand": "yellow", "dark": "brown", "tone": "tan", "fr": "blue"}.items()
+    }
+    characters = {0x1F600: "grin", 0x263A: "smile", 0x1F601: "beam", 0x1F44B: "hand"}
+    characters |= {0x1F3FD: "tone", 0x1F1EB: "F", 0x1F1F7: "R", 0x1F1E8: "C", 0x1F1F5: "P"}
+    bitmap_font(
+        tmp_path / "font.ttf",
+        characters,
+        {"dark": "hand tone", "fr": "F R", "cp": "C P"},
+        {"grin": Image.fromarray(pixels), "smile": Image.new("RGBA", (136, 128)), **plain}
+        | {"cp": plain["fr"]},
+    )
+    (tmp_path / "list.txt").write_text(LISTED)
+    options = {name: str(tmp_path / file) for name, file in
+               {"--font": "font.ttf", "--list": "list.txt", "--out": "data"}.items()}  # fmt: skip
+    said = output("noto_emoji.py", *(word for pair in options.items() for word in pair))
+    assert re.findall(r"\w+ +\d+$", said, re.MULTILINE) == [
+        f"{name:12}{count:5}" for name, count in {"smileys": 2, "people": 1, "flags": 1}.items()
+    ]
+
+    files = sorted(str(file.relative_to(tmp_path / "data")) for file in tmp_path.rglob("*.png"))
+    assert files == [
+        "flags/1f1eb-1f1f7.png", "people/1f44b.png", "smileys/1f600.png", "smileys/263a-fe0f.png"
+    ]  # fmt: skip
+    found = read(tmp_path / "data")
+    assert found.labels == ("flags", "people", "smileys")
+    flag, hand, grin, smile = found.images.transpose(0, 2, 3, 1)
+    assert (flag == [0, 0, 255]).all()
+    assert (hand == [255, 255, 0]).all()
+    assert (smile == 255).all()
+    expected = np.full((32, 32, 3), 255)
+    expected[16:] = 255, 0, 0
+    np.testing.assert_allclose(grin[0, 0], 127.5, atol=0.5)
+    expected[0, 0] = grin[0, 0]
+    np.testing.assert_array_equal(grin, expected)
 
 
 @pytest.mark.skipif(
