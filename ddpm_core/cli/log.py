@@ -78,8 +78,9 @@ class Log:
         self._path, self._trainer, self._follow = path, trainer, follow
         self._began = time.monotonic() - (kept[-1].seconds if kept else 0.0)
         times = np.arange(1, 4) * trainer.schedule.T / 4
-        self._edges = -np.asarray(trainer.schedule(times[::-1]).logsnr)  # rising
-        self._steps, self._spent = list[Step](), 0.0
+        self._edges = np.asarray(trainer.schedule(times[::-1]).logsnr)  # the noisiest first
+        self._steps: list[Step] = []
+        self._spent = 0.0
         self.go_on()
 
     def step(self, step: Step) -> None:
@@ -120,7 +121,7 @@ class Log:
     def _quarters(self) -> dict[str, float]:
         losses = np.concatenate([step.losses for step in self._steps])
         logsnr = np.concatenate([step.logsnr for step in self._steps])
-        quarter = 3 - np.searchsorted(self._edges, -logsnr)
+        quarter = np.searchsorted(self._edges, logsnr)
         parts = (losses[quarter == k] for k in range(4))
         return {
             f"loss_{k}": float(part.mean()) if len(part) else math.nan
