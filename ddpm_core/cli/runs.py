@@ -127,7 +127,7 @@ class Run:
         return (
             f"{count:,} images{held} of {height} x {width} x {channels}, "
             f"{len(self.labels) or 'no'} classes; {parameters:,} parameters; "
-            f"{f'{processes} x ' if processes > 1 else ''}{trainer.device}, "
+            f"{f'{processes} x ' if processes > 1 else ''}{trainer.device.type}, "
             f"{trainer.recipe.precision}"
         )
 
@@ -203,7 +203,7 @@ class Run:
         """
         trainer = self.trainer
         model = self._checkpoint()
-        if len(self.unseen.images) > 1:
+        if len(self.unseen.images) >= max(2, trainer.accelerator.num_processes):
             images, classes = self.unseen.images, self.unseen.classes
             loss = trainer.loss_on(images, classes)
             trainer.first_does(lambda: self._write_held_out(loss, model))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import inspect
 import math
+import os
+import sys
 from collections.abc import Generator, Iterable, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -320,6 +322,11 @@ def train(
         trainer.first_does(enter)
         plan = Plan(steps, save_every, sample_every)
         status = _go(run, plan, options, resume is not None, found.said, track)
+    trainer.accelerator.end_training()
+    if trainer.accelerator.num_processes > 1:
+        # torch's threads of several processes abort now and then when Python ends; all is written.
+        sys.stdout.flush()
+        os._exit(status or 0)
     if status is not None:
         raise typer.Exit(status)
 

@@ -2,7 +2,8 @@
 
 Every random choice is a function of (seed, step, place in the batch): a run that is stopped and
 resumed ends with the same bits as one that is not, and one that is spread over several processes
-sees what one process sees.
+sees what one process sees, and sums it in another order. (Of more than two processes a resumed run
+is the same to rounding: DDP orders its sums anew in each.)
 """
 
 from ddpm_core_torch.training.execution import bfloat16_is_fast

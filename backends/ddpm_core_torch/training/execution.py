@@ -35,6 +35,7 @@ def accelerator(device: str, precision: str, compiled: bool) -> Any:
             )
     except ValueError as error:
         raise ValueError(f"precision {precision} is not possible on {device}: {error}") from None
+    made.gradient_accumulation_steps = 1  # whatever a launcher's file says: the trainer counts
     if made.distributed_type.value not in _SPREAD and not made.is_fsdp2:
         raise ValueError(
             f"training is spread over processes by DDP or FSDP 2, not by {made.distributed_type}"

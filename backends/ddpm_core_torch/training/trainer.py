@@ -348,8 +348,9 @@ class Trainer:
         loss under the weights or an average, is not finite. The file then stays as it was.
         """
         self._check_usable()
-        state = self._state()
-        self.first_does(lambda: states.write(path, state))
+        # Of sharded weights each process has a part, which the first one asks for.
+        state = self._state() if self.is_first or self.accelerator.is_fsdp2 else None
+        self.first_does(lambda: state and states.write(path, state))
 
     def first_does(self, work: Callable[[], object]) -> None:
         """Lets the first process do some work, which the others wait for.
@@ -452,6 +453,7 @@ class Trainer:
         """What a state must agree with to be resumed, as JSON gives it back."""
         about = dataclasses.asdict(self.recipe) | dataclasses.asdict(self.net.config)
         del about["lr"]
+        about["ema"] = self.recipe.emas
         about["learn_variance"] = about.pop("out_channels") != self.net.config.channels
         about["predicts"] = self.predicts
         about["schedule"] = f"T = {self.schedule.T}, {_digest(repr(self.schedule.logsnr).encode())}"
