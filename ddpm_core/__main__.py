@@ -1,0 +1,5 @@
+"""`python -m ddpm_core` is the command `ddpm-core`, for launchers of modules."""
+
+from ddpm_core.cli import main
+
+main()
