@@ -53,14 +53,15 @@ def test_console_lines(command, tmp_path):
         _boot(tmp_path)
     if words[1] == "train":
         _photos(tmp_path / "photos")
-        words += [] if "--resume" in words else ["--batch", "4"]
-    if words[1] == "plot" or "--resume" in words:
+        words += [] if "--resume" in words else ["--batch", "4", "--held-out", "0.4"]
+    if "runs/photos" in words and "--out" not in words:
         test_console_lines(next(c for c in PARTS if "train --data" in c), tmp_path)
     if "--features" in words:
         _features(tmp_path / words[-1])
     if "--data" in words and words[1] == "evaluate":
-        _data(tmp_path / "photos")
-        words[words.index("--data") + 1] = "photos"
+        if "--model" not in words:
+            _data(tmp_path / "photos")
+            words[words.index("--data") + 1] = "photos"
         words += ["--images", "2", "--terms", "2", "--steps", "3"]
     if "--samples" in words:
         words[words.index("--samples") + 1] = "8"
@@ -98,7 +99,7 @@ def _photos(folder: Path) -> None:
 
     folder.mkdir(exist_ok=True)
     rng = np.random.default_rng(0)
-    for i in range(8):
+    for i in range(16):
         Image.fromarray(rng.integers(0, 256, (40, 36, 3), dtype=np.uint8)).save(folder / f"{i}.jpg")
 
 
