@@ -21,6 +21,7 @@ from ddpm_core.checkpoints import Checkpoint, load, save
 from ddpm_core.checkpoints.own import Scaled
 from ddpm_core.models import bundled
 from ddpm_core.nn import UNetConfig, initialise, parameter_shapes
+from ddpm_core.parameterisations import mu
 
 CONFIG = UNetConfig(channels=1, out_channels=1, widths=(4, 8), blocks=1, groups=2, classes=3)
 SCHEDULES = {
@@ -305,10 +306,21 @@ def test_weights_that_are_not_finite(saved, tmp_path, value):
 
 def test_cannot_be_described(tmp_path):
     """A schedule or target that a file cannot name is refused before anything is written."""
-    for change in ({"schedule": lambda time: None}, {"predicts": "mu"}):
+    for change in ({"schedule": lambda time: None}, {"predicts": "sigma"}):
         with pytest.raises(ValueError, match="a checkpoint holds a schedule of"):
             save(tmp_path / "c.safetensors", tiny(**change))
+    with pytest.raises(ValueError, match="mu is of a discrete schedule, not of a VP"):
+        save(tmp_path / "c.safetensors", tiny(predicts="mu", schedule=ddpm.VP()))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_mu_is_of_the_schedule(tmp_path):
+    """A network of the posterior mean is read by the schedule in its file."""
+    made = tiny(predicts="mu", schedule=ddpm.linear())
+    save(tmp_path / "c.safetensors", made)
+    predicts = load(tmp_path / "c.safetensors").predictor(lambda params, config: None).predicts
+    t = ddpm.linear()(500)
+    np.testing.assert_array_equal(predicts(t), mu(ddpm.linear())(t))
 
 
 @pytest.mark.parametrize(

@@ -48,6 +48,7 @@ ROOMS = [
     "testing",
     "",  # the top level, which gathers names of the rooms above
     "cli",
+    "__main__",
 ]
 
 #: What the families of solvers share. They do not import each other.
