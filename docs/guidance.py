@@ -4,7 +4,7 @@
 
 Takes a minute or two. The shares of the bundled model are those of guidance-samples.txt, which
 
-    python benchmarks/recognised.py --backend numpy --count 500 --guidance 0.5 1 1.5 2 3 4
+    python benchmarks/recognised.py --count 1000 --guidance 0.5 1 1.5 2 3 4
 
 printed (about half an hour on two cores).
 """
@@ -389,7 +389,7 @@ def bundled() -> str:
         lines.append(f"| {name} | {share} ± {error} | {cells} | {spread} ± {of} |")
     table = "\n".join(lines)
     return f"""\
-{title}, on NumPy. The classifier of `benchmarks/recognised.py` says of how many images it recognises the class that was asked for.
+{title}, on torch. The classifier of `benchmarks/recognised.py` says of how many images it recognises the class that was asked for.
 The spread is the root of the mean square distance of an image from the mean of its class, over images and pixels, in grey levels of 0 .. 255.
 Both have their standard error; the scales share their noise, so that differences between them are more certain than that.
 
@@ -399,7 +399,7 @@ Both have their standard error; the scales share their noise, so that difference
 
 ![Samples of the bundled model: a row for each scale, a column for each class](guidance-samples.png)
 
-Each column starts from the same noise. `python benchmarks/recognised.py --backend numpy --count 500 --guidance {" ".join(f"{w:g}" for w in scales)}` printed the numbers,
+Each column starts from the same noise. `python benchmarks/recognised.py --count 1000 --guidance {" ".join(f"{w:g}" for w in scales)}` printed the numbers,
 which are kept in `docs/{SHARES.name}`."""
 
 
