@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import fails, pixels, run
-from training_runs import RESUME, SMALL, STATE
+from training_runs import RESUME, SMALL
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import load
@@ -40,9 +40,10 @@ def test_train_pictures(here, photos, capsys):
         np.testing.assert_array_equal(resumed.params[name], value)
     found = sorted(p.name for p in Path("run").iterdir())
     samples = ["samples-000003.png", "samples-000005.png"]
-    assert found == ["log.csv", "model.safetensors", "run.toml", *samples, STATE]
-    said = fails(capsys, "sample", "--model", "run/training.safetensors")
-    assert "run/training.safetensors is what a run resumes from: load its folder" in said
+    states = ["state-000004.safetensors", "state-000005.safetensors"]
+    assert found == ["log.csv", "model.safetensors", "run.toml", *samples, *states]
+    said = fails(capsys, "sample", "--model", "run/state-000005.safetensors")
+    assert "run/state-000005.safetensors is what a run resumes from: load its folder" in said
 
 
 @pytest.mark.needs("torch")
@@ -65,7 +66,9 @@ BAD_TRAININGS = {
     "empty": (["--data", "empty"], "no IDX files and no pictures"),
     "no image": (
         ["--data", "broken"],
-        "1 of 1 pictures cannot be read; repair or remove broken/a.png",
+        "1 of 1 pictures cannot be read: repair or remove them, or leave them out, as by "
+        "--skip-bad: "
+        "broken/a.png (is not",
     ),
     "T 0": (["--T", 0], "--T must be at least 1, but is 0"),
     "T large": (["--T", 10**8, "--data", "none"], "--T must be at most 1000000, but is 100000000"),
@@ -77,11 +80,11 @@ BAD_TRAININGS = {
     "schedule": (["--schedule", "quad"], "--schedule must be one of linear, cosine, but is 'quad'"),
     "target": (
         ["--predicts", "noise"],
-        "--predicts must be one of x0, eps, v, score, flow, but is",
+        "--predicts must be one of x0, eps, v, score, flow, mu, but is",
     ),
     "precision": (
         ["--precision", "int8"],
-        "--precision must be one of auto, float32, bfloat16, but is 'int8'",
+        "--precision must be one of auto, float32, bfloat16, float16, but is 'int8'",
     ),
     "steps": (["--steps", 0], "--steps must be at least 1, but is 0"),
     "save every": (["--save-every", 0], "--save-every must be at least 1, but is 0"),
@@ -101,6 +104,22 @@ BAD_TRAININGS = {
     "lr": (["--lr", 0], "--lr must be above 0 and at most 1e30, but is 0.0"),
     "lr inf": (["--lr", "inf"], "--lr must be above 0 and at most 1e30, but is inf"),
     "drop label": (["--drop-label", 2], "--drop-label must be within 0 and 1, but is 2.0"),
+    "held out": (["--held-out", 1], "--held-out must be at least 0 and below 1, but is 1.0"),
+    "objective": (
+        ["--objective", "l2"],
+        "--objective must be one of simple, vlb, min-snr, p2, but",
+    ),
+    "levels": (["--levels", "all"], "--levels must be one of uniform, important, but is 'all'"),
+    "ema": (
+        ["--ema", 2],
+        "--ema must be one or more decays, at least 0 and below 1, but is (2.0,)",
+    ),
+    "ema of words": (["--ema", "a"], "--ema must be numbers, such as 0.1,0.2, but is 'a'"),
+    "power": (["--power-averages", 0.5], "--power-averages must be widths above 0 and below 0.28"),
+    "accumulate": (["--accumulate", 3], "--batch must be a multiple of processes times accumulate, but is 4"),
+    "preset": (["--preset", "huge"], "--preset must be one of tiny, small, cifar10, 256, but is"),
+    "float16": (["--precision", "float16"], "--precision float16 is of GPUs, but device is cpu"),
+    "tracker": (["--track", "paper"], "no tracker 'paper'; accelerate knows"),
     "seed": (["--seed", -1], "--seed must be an integer of at least 0, but is -1"),
     "widths": (["--widths", "8,x"], "--widths must be integers"),
     "widths of groups": (
@@ -132,20 +151,12 @@ def test_bad_training(here, photos, capsys, arguments, message):
     assert not Path("run").exists()
 
 
-def test_several_processes(here, photos, capsys, monkeypatch):
-    """Started by a launcher of several processes, each of them refuses."""
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    said = fails(capsys, "train", "--data", photos, "--out", "run")
-    assert "runs in one process, but WORLD_SIZE is 2: start it without torchrun" in said
-    assert not Path("run").exists()
-
-
 @pytest.mark.parametrize(
     ("widths", "groups", "attention"), [("8", 8, ()), ("24,48", 24, (1,)), ("7,11", 1, (1,))]
 )
 def test_network_that_fits(here, photos, widths, groups, attention):
     """By default groups divide all widths, a second resolution attends, and few images suffice."""
-    options = ["--data", photos, "--out", "run", "--size", 8, "--blocks", 1]
+    options = ["--data", photos, "--out", "run", "--size", 8, "--blocks", 1, "--held-out", 0]
     run("train", *options, "--widths", widths, "--steps", 1)
     trained = load("run/model.safetensors")
     assert (trained.config.groups, trained.config.attention) == (groups, attention)
@@ -188,6 +199,6 @@ def test_what_is_said(here, started, capsys, monkeypatch):
     count = sum(p.size for p in load("run/model.safetensors").params.values())
     first, *lines = err.splitlines()
     assert first == f"8 images of 4 x 4 x 1, 2 classes; {count:,} parameters; cpu, float32"
-    assert re.match(r"Training 1/2, loss \d\.\d{4}, \d+ images/s", lines[0])
+    assert re.match(r"Training 1/2, loss \d\.\d{4}, gradient [\d.e+]+, \d+ images/s", lines[0])
     assert "nan" not in err
     assert out == "run/model.safetensors: 2 steps; see run/samples-000002.png\n"

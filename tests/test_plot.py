@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import fails, pixels, run
+from training_runs import HEAD
 
 from ddpm_core.cli.plot import smoothed
 
 pytest_plugins = "command_fixtures"
-
-HEAD = "step,loss,learning_rate,images_per_second,seconds\n"
 
 
 @pytest.fixture
@@ -20,7 +19,10 @@ def lines(here, monkeypatch) -> list:
     """What is drawn of a run of 600 steps in ./run, that was stopped at step 203."""
     rng, drawn = np.random.default_rng(0), []
     steps = sorted([*range(10, 601, 10), 203])
-    rows = [f"{n},{0.03 + 1 / n + rng.normal() / 300:.6g},0.0002,100.0,{n / 10}\n" for n in steps]
+    rows = [
+        f"{n},{0.03 + 1 / n + rng.normal() / 300:.6g},1,1,1,nan,1,0.0002,100.0,{n / 10}\n"
+        for n in steps
+    ]
     Path("run").mkdir()
     Path("run/log.csv").write_text(HEAD + "".join(rows) + "610,0.0")
     monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda *a, **k: drawn.append(a[1:3]))
@@ -59,9 +61,9 @@ def test_nothing_to_plot(here, capsys):
     """A folder without a log, an empty log, and a place that is no PNG are each one line."""
     Path("run").mkdir()
     assert "run/log.csv: No such file or directory" in fails(capsys, "plot", "run")
-    Path("run/log.csv").write_text(HEAD + "10,0.5,0.1,1.0,")
+    Path("run/log.csv").write_text(HEAD + "10,0.5,1,1,1,1,1,0.1,1.0,")
     said = fails(capsys, "plot", "run")
     assert "run/log.csv has no rows: let the run take 10 steps" in said
-    Path("run/log.csv").write_text(HEAD + "10,0.5,0.1,1.0,1.0\n")
+    Path("run/log.csv").write_text(HEAD + "10,0.5,1,1,1,1,1,0.1,1.0,1.0\n")
     assert "a.jpg must end in .png" in fails(capsys, "plot", "run", "--out", "a.jpg")
     assert [path.name for path in Path("run").iterdir()] == ["log.csv"]

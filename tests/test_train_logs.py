@@ -41,6 +41,7 @@ def test_log(here, started, monkeypatch):
     rows = log.read(Path("run/log.csv"))
     assert [row.step for row in rows] == [8, 10, 12]
     assert [row.learning_rate for row in rows] == pytest.approx([0.16, 0.2, 0.24])
+    losses = [step.loss for step in losses]
     means = [np.mean(losses[:8]), np.mean(losses[8:10]), np.mean(losses[10:])]
     assert [row.loss for row in rows] == pytest.approx(means, rel=1e-5)  # of six digits
     spent = rows[-1].seconds
@@ -113,8 +114,8 @@ def test_log_on_a_full_disk(here, capsys, started, monkeypatch):
         pytest.skip("no /dev/full here")
     begin = log.Log.__init__
 
-    def begun(self, path, trainer):
-        begin(self, path, trainer)
+    def begun(self, path, *arguments):
+        begin(self, path, *arguments)
         self._path = full
 
     monkeypatch.setattr(log.Log, "__init__", begun)

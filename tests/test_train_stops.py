@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 from command import executable, fails, run
-from training_runs import RESUME, SMALL, STATE, Killed, files, status_of
+from training_runs import RESUME, SMALL, Killed, files, status_of
 
 from ddpm_core.checkpoints import load
-from ddpm_core.cli import log, runs
+from ddpm_core.cli import log, runs, stops
 
 pytest_plugins = ("command_fixtures", "training_fixtures")
 pytestmark = [pytest.mark.needs("torch"), pytest.mark.usefixtures("one_thread_of_processes")]
@@ -36,7 +36,7 @@ def test_diverging(here, started, capsys, monkeypatch, saved):
     *_, last = capsys.readouterr().err.splitlines()
     assert f"the weights of step {saved + 1} give a loss of" in last
     assert (
-        f"{'stays as it is' if saved else 'was not written yet'}; a smaller --lr may help" in last
+        f"{'run/state-000002.safetensors stays' if saved else 'no state was saved yet'}; a" in last
     )
     after = files("run")
     assert after == before | {name: after[name] for name in ("run.toml", "log.csv")}
@@ -83,7 +83,7 @@ def test_killed_process(here, started, through, capsys):
     command = [*started, "--steps", 6]
     ran = subprocess.run([sys.executable, "-c", KILLED, *map(str, command)], capture_output=True)
     assert ran.returncode == 9
-    assert len(files("run")) == 6  # options, log, state, model, a part of the next one, and .lock
+    assert len(files("run")) == 7  # options, log, two states, model, a part of it, and .lock
     run(*RESUME)
     assert "run goes on after step 4; wrote model.safetensors again" in capsys.readouterr().err
     assert files("run") == through
@@ -126,8 +126,14 @@ def test_signals_save(here, started, through, capsys, signalled, name):
         assert status_of(*started, "--steps", 6) == 128 + number
         assert signal.getsignal(number) is signal.default_int_handler
         *_, last = capsys.readouterr().err.splitlines()
-        assert last == "stopped: run/training.safetensors holds step 3; --resume run goes on"
-        assert sorted(files("run")) == ["log.csv", "model.safetensors", "run.toml", STATE]
+        assert last == "stopped: run/state-000003.safetensors holds step 3; --resume run goes on"
+        assert sorted(files("run")) == [
+            "log.csv",
+            "model.safetensors",
+            "run.toml",
+            "state-000002.safetensors",
+            "state-000003.safetensors",
+        ]
         assert load("run/model.safetensors").notes["step"] == 3
         signalled()
         run(*RESUME)
@@ -157,7 +163,12 @@ def test_second_signal(here, started, signalled):
     """A second signal does not wait for the step to be saved."""
     signalled(signal.SIGINT, signal.SIGINT)
     assert status_of(*started, "--steps", 6) == 130
-    assert sorted(files("run")) == ["log.csv", "model.safetensors", "run.toml", STATE]
+    assert sorted(files("run")) == [
+        "log.csv",
+        "model.safetensors",
+        "run.toml",
+        "state-000002.safetensors",
+    ]
     assert load("run/model.safetensors").notes["step"] == 2
 
 
@@ -176,7 +187,7 @@ def test_nohup(here, started, through, signalled):
 def test_one_trainer_a_folder(here, started, capsys):
     """While one trainer has a folder, another is refused with the pid of the first."""
     Path("run").mkdir()
-    with runs.locked(Path("run")):
+    with stops.locked(Path("run")):
         said = fails(capsys, *started, "--steps", 1)
         assert f"run is in use by process {os.getpid()}: wait for it, or pass another" in said
         assert list(files("run")) == [".lock"]
@@ -192,14 +203,14 @@ def test_no_locks(here, started, capsys, monkeypatch):
     def refuse(file):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(runs, "_lock", refuse)
+    monkeypatch.setattr(stops, "_lock", refuse)
     said = fails(capsys, *started, "--steps", 1)
     assert "run/.lock: cannot be locked on this file system (No locks available)" in said
 
 
 def test_lock_that_vanishes(here, monkeypatch):
     """A lock on a file that its last owner just removed is not taken for one."""
-    lock, calls = runs._lock, []
+    lock, calls = stops._lock, []
 
     def late(file):
         calls.append(file)
@@ -207,8 +218,8 @@ def test_lock_that_vanishes(here, monkeypatch):
             Path(".lock").unlink()
         lock(file)
 
-    monkeypatch.setattr(runs, "_lock", late)
-    with runs.locked(Path()), pytest.raises(ValueError, match="in use"), runs.locked(Path()):
+    monkeypatch.setattr(stops, "_lock", late)
+    with stops.locked(Path()), pytest.raises(ValueError, match="in use"), stops.locked(Path()):
         pass
     assert len(calls) == 3
 
@@ -222,5 +233,5 @@ def test_no_space_while_training(tmp_path, photos):
     ran = executable("train", *options, cwd=tmp_path, limit=4000)
     assert ran.returncode == 2
     *_, last = ran.stderr.splitlines()
-    assert last == "ddpm-core: run/training.safetensors: File too large"
+    assert last == "ddpm-core: run/state-000001.safetensors: File too large"
     assert sorted(files(tmp_path / "run")) == ["log.csv", "run.toml"]

@@ -186,7 +186,10 @@ class Run:
         trainer.first_does(log.write if log else lambda: None)
         trainer.save(self.state)
         self._write_models()
-        if trainer.is_first:
+        self._drop_states()
+
+    def _drop_states(self) -> None:
+        if self.trainer.is_first:
             for old in self.states[self.keep :]:
                 old.unlink()
 
@@ -303,6 +306,7 @@ class Run:
         """Writes what is missing or not of the state's step; returns the names of those files."""
         written: list[str] = []
         done = self.trainer.done
+        self._drop_states()
         old = [path for path in self.models.values() if _step_of_model(path) != done]
         missing = self.trainer.recipe.power and not self.snapshot.exists()
         drawn = plan.draws(done) and (missing or _step_of_picture(self.samples) != done)

@@ -26,7 +26,7 @@ from ddpm_core.cli.networks import (
 from ddpm_core.cli.options import DATA
 from ddpm_core.cli.runs import OPTIONS, Plan, Run
 from ddpm_core.cli.stops import locked
-from ddpm_core.cli.trackers import tracked
+from ddpm_core.cli.trackers import tracked, trackers
 from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import TARGETS
 
@@ -219,10 +219,9 @@ def train(
             "first is sampled from, and each gets a model."
         ),
     ] = "0.9995",
-    power: Annotated[
+    power_averages: Annotated[
         str,
         _optimisation(
-            "--power-averages",
             help="Relative widths of averages to store with each picture, such as 0.05,0.1, from "
             "which `average` makes one of another width.",
         ),
@@ -245,6 +244,7 @@ def train(
     _one_of("--objective", objective, OBJECTIVES)
     _one_of("--levels", levels, LEVELS)
     _within(1, math.inf, steps=steps, save_every=save_every, sample_every=sample_every, size=size)
+    trackers(track)
     _within(1, math.inf, keep=keep, accumulate=accumulate)
     if not 0 <= held_out < 1:
         raise ValueError(f"--held-out must be at least 0 and below 1, but is {held_out}")
@@ -282,7 +282,7 @@ def train(
             warmup=warmup,
             lr_decay=lr_decay,
             ema=numbers("--ema", ema),
-            power=numbers("--power-averages", power),
+            power=numbers("--power-averages", power_averages),
             objective=objective,
             levels=levels,
             dropout=dropout,
@@ -456,5 +456,6 @@ def _named_options() -> Generator[None]:
 
 def _option(name: str) -> str:
     """The option by which an argument of the network or the recipe is given, if there is one."""
+    name = {"power": "power_averages"}.get(name, name)
     known = name in inspect.signature(train).parameters
     return f"--{name.replace('_', '-')}" if known else name

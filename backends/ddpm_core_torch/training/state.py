@@ -51,7 +51,8 @@ def write(path: str | Path, state: State) -> None:
     if bad := _fault(state.tensors):
         raise FloatingPointError(f"{bad} at step {state.done}")
     about = json.dumps({k: v for k, v in state._asdict().items() if k != "tensors"})
-    metadata = {"training": about, "sha256": _sum(about, state.tensors)}
+    # One entry, for safetensors writes several in an order that differs from file to file.
+    metadata = {"training": f"{_sum(about, state.tensors)} {about}"}
     write_whole(path, save(state.tensors, metadata=metadata))
 
 
@@ -60,10 +61,11 @@ def read(path: str | Path) -> State:
     tensors, metadata = read_tensors(path)
     if "training" not in metadata:
         raise ValueError(f"{path} is not the state of a run, whose metadata has 'training'")
-    if metadata.get("sha256") != _sum(metadata["training"], tensors):
+    checksum, _, text = metadata["training"].partition(" ")
+    if checksum != _sum(text, tensors):
         raise ValueError(f"{path} is damaged: its checksum is another")
     try:
-        about = json.loads(metadata["training"])
+        about = json.loads(text)
         state = State(**about, tensors=tensors)
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} has metadata that cannot be read: {error!r}") from None

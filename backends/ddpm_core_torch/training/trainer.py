@@ -348,9 +348,8 @@ class Trainer:
         loss under the weights or an average, is not finite. The file then stays as it was.
         """
         self._check_usable()
-        # Of sharded weights each process has a part, which the first one asks for.
-        state = self._state() if self.is_first or self.accelerator.is_fsdp2 else None
-        self.first_does(lambda: state and states.write(path, state))
+        state = self._state()  # on each process, which may have a part of the weights
+        self.first_does(lambda: states.write(path, state))
 
     def first_does(self, work: Callable[[], object]) -> None:
         """Lets the first process do some work, which the others wait for.
