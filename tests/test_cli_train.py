@@ -116,7 +116,10 @@ BAD_TRAININGS = {
     ),
     "ema of words": (["--ema", "a"], "--ema must be numbers, such as 0.1,0.2, but is 'a'"),
     "power": (["--power-averages", 0.5], "--power-averages must be widths above 0 and below 0.28"),
-    "accumulate": (["--accumulate", 3], "--batch must be a multiple of processes times accumulate, but is 4"),
+    "accumulate": (
+        ["--accumulate", 3],
+        "--batch must be a multiple of processes times accumulate, but is 4",
+    ),
     "preset": (["--preset", "huge"], "--preset must be one of tiny, small, cifar10, 256, but is"),
     "float16": (["--precision", "float16"], "--precision float16 is of GPUs, but device is cpu"),
     "tracker": (["--track", "paper"], "no tracker 'paper'; accelerate knows"),
