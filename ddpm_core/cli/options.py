@@ -23,8 +23,9 @@ DATA = (
     "A folder of IDX files, such as MNIST's, or one IDX file of images; a folder of pictures; one "
     "that save_to_disk of Hugging Face's datasets wrote; or an .npz or .npy of uint8 images. An "
     ".npy may be larger than memory. Each sub-folder of pictures is a class, unless some picture "
-    "is in no sub-folder. Transparent pixels are laid on white; of a GIF the first frame is read. "
-    "A labels.txt beside IDX files names their classes, one a line; else they are numbers."
+    "is in no sub-folder. Transparent pixels are laid on a colour, white by default; of a GIF the "
+    "first frame is read. A labels.txt beside IDX files names their classes, one a "
+    "line; else they are numbers."
 )
 
 

@@ -93,8 +93,9 @@ def train(
         _run(
             callback=_of_run,
             is_eager=True,
-            help="Go on with the run in this folder, whose options are known. --steps, "
-            "--save-every, --sample-every, --device, --lr and the place of --data may change.",
+            help="Go on with the run in this folder, whose options are known. --lr, --steps "
+            "and how the run works (--save-every, --sample-every, --keep, --track, --device, "
+            "--accumulate, --compile, the place of --data) may change.",
         ),
     ] = None,
     config: Annotated[
@@ -232,9 +233,11 @@ def train(
 ) -> None:
     """Train a DDPM on images; needs torch.
 
-    Writes OUT/model.safetensors (the averaged weights, for `sample --model`),
-    OUT/training.safetensors and OUT/run.toml (for --resume), OUT/log.csv, and samples of one noise
-    such as OUT/samples-001000.png. Ctrl-C, SIGTERM and SIGHUP save first; a second one does not.
+    Writes OUT/model.safetensors (the averaged weights, for `sample --model`), states such as
+    OUT/state-001000.safetensors and OUT/run.toml (for --resume), OUT/log.csv, OUT/held-out.csv, and
+    samples of one noise such as OUT/samples-001000.png. Ctrl-C, SIGTERM, SIGHUP, SIGUSR1 and
+    SIGUSR2 save first; a second one does not. Under torchrun or accelerate launch its processes
+    train one run.
     """
     if resume is not None:
         _refuse_changes(context)
