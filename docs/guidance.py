@@ -6,7 +6,7 @@ Takes a minute or two. The shares of the bundled model are those of guidance-sam
 
     python benchmarks/recognised.py --count 1000 --guidance 0.5 1 1.5 2 3 4
 
-printed (about half an hour on two cores).
+printed (about ten minutes on two cores).
 """
 
 from __future__ import annotations
