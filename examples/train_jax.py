@@ -43,7 +43,7 @@ def main() -> None:
     options.add_argument("--out", type=Path, default=Path("fashion-jax"))
     options = options.parse_args()
 
-    images, classes, _ = read(options.data)
+    images, classes, *_ = read(options.data)
     config = UNetConfig(
         channels=1,
         out_channels=1,

@@ -150,7 +150,7 @@ def test_trained_variance_is_evaluated(place):
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     words = "--data data.npz --out fresh --steps 2 --batch 4 --widths 8,8 --groups 4 --attention 1"
     for command in (
-        ["train", *words.split(), "--blocks", "1", "--learn-variance"],
+        ["train", *words.split(), "--blocks", "1", "--learn-variance", "--held-out", "0"],
         ["sample", "--model", "fresh", "--grid", "1x2", "--steps", "2"],
     ):
         ran = subprocess.run(
