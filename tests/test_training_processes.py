@@ -104,8 +104,9 @@ def test_the_loss_of_unseen_images_is_of_all_processes(runs):
 def test_errors_and_stops_are_of_all_processes(runs):
     """What one process raises or asks for ends all."""
     *_, two, _ = runs
+    assert [bool(found["early"]) for found in two] == [False, False]
     assert str(two[0]["error.save"]).startswith("FileNotFoundError: ")
-    assert str(two[1]["error.save"]) == "RuntimeError: the first process failed, and says why"
+    assert str(two[1]["error.save"]) == "OtherProcessError: the first process failed, and says why"
     for found in two:
         assert "is 5, of 2 processes" in str(found["error.batch"])
         assert str(found["error.nan"]) == "FloatingPointError: the loss is nan at step 1"

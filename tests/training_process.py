@@ -10,6 +10,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -58,6 +59,9 @@ def main(out: Path, levels: str, state: Path) -> None:
     rank = run.accelerator.process_index
     found = {f"first.{name}": a for name, a in recorded(run, STEPS).items()}
     run.save(out / "state")
+    time.sleep(rank)  # the first one is not to write before the other has looked
+    found["early"] = np.array((out / "made").exists())
+    run.first_does(lambda: (out / "made").touch())
     found["error.save"] = np.array(error_of(lambda: run.save(out / "none" / "state")))
     unseen = 255 - IMAGES[:, :, ::-1]
     found["held"] = np.array([run.loss_on(unseen, CLASSES) for _ in range(2)])

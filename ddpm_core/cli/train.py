@@ -8,7 +8,7 @@ import math
 import os
 import sys
 from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -263,7 +263,7 @@ def train(
         raise ValueError("--widths must be integers, such as 32,64,64, but is empty")
     check_size(data, pixels, len(each), size)
     try:
-        from ddpm_core_torch.training import Recipe, Trainer
+        from ddpm_core_torch.training import OtherProcessError, Recipe, Trainer
     except ModuleNotFoundError as error:
         raise ImportError(f"training needs {error.name}: pip install 'ddpm-core[train]'") from None
     device = _device(device)
@@ -315,7 +315,8 @@ def train(
         "groups": network.groups,
         "batch": recipe.batch,
     }
-    with ExitStack() as stack:
+    with ExitStack() as stack, suppress(OtherProcessError):
+        status = 2  # of a process whose first one failed, and said why
 
         def enter() -> None:
             out.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,12 @@ is the same to rounding: DDP orders its sums anew in each.)
 from ddpm_core_torch.training.execution import bfloat16_is_fast
 from ddpm_core_torch.training.recipe import LEVELS, OBJECTIVES, PRECISIONS, Recipe
 from ddpm_core_torch.training.state import OtherRunError
-from ddpm_core_torch.training.trainer import Step, Trainer
+from ddpm_core_torch.training.trainer import OtherProcessError, Step, Trainer
 
 __all__ = [
     "LEVELS",
     "OBJECTIVES",
+    "OtherProcessError",
     "OtherRunError",
     "PRECISIONS",
     "Recipe",

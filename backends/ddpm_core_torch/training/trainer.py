@@ -102,6 +102,10 @@ _COMPARED = 2**26
 _MOMENTS = ("exp_avg", "exp_avg_sq")  #: of Adam
 
 
+class OtherProcessError(RuntimeError):
+    """Work that this process waited for failed in the first one, which says why."""
+
+
 class Trainer:
     """A network in training: `step` by `step`, or `train` with callbacks; `save` and `resume`.
 
@@ -352,10 +356,13 @@ class Trainer:
         self.first_does(lambda: states.write(path, state))
 
     def first_does(self, work: Callable[[], object]) -> None:
-        """Lets the first process do some work, which the others wait for.
+        """Lets the first process do some work, once all have come here; the others wait for it.
 
-        An error there is raised there, and ends the others with a RuntimeError.
+        So what a process looks at before is not yet changed, and what it looks at after is.
+
+        An error of the work is raised there, and as OtherProcessError in the others.
         """
+        self.accelerator.wait_for_everyone()
         error: BaseException | None = None
         if self.is_first:
             try:
@@ -368,7 +375,7 @@ class Trainer:
         if error is not None:
             raise error
         if bool(failed.any()):
-            raise RuntimeError("the first process failed, and says why")
+            raise OtherProcessError("the first process failed, and says why")
 
     def _check_usable(self) -> None:
         self._next = self._next or self._batch()
