@@ -112,7 +112,7 @@ def test_lr_may_change(saved):
 
 def test_some_of_many_images_are_compared(monkeypatch):
     """Of more images than are compared in full, some that are spread evenly over them are."""
-    monkeypatch.setattr("ddpm_core_torch.training.trainer._COMPARED", IMAGES.nbytes // 2)
+    monkeypatch.setattr("ddpm_core_torch.training.batches.COMPARED", IMAGES.nbytes // 2)
     found = []
     for changed in (None, 0, 8, 9):
         images = IMAGES.copy()

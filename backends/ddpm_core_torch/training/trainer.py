@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import hashlib
 import json
 import math
 from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,7 +17,6 @@ from torch import Tensor
 
 from ddpm_core.checkpoints.files import check_names
 from ddpm_core.denoisers import Predictor
-from ddpm_core.levels import Level
 from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import TARGETS, named
 from ddpm_core.schedules import Discrete, Schedule, draw
@@ -26,55 +24,20 @@ from ddpm_core.schedules.drawing import Losses, draw_important, no_losses, recor
 from ddpm_core_torch.backend import Torch
 from ddpm_core_torch.training import state as states
 from ddpm_core_torch.training.averages import averages_of
+from ddpm_core_torch.training.batches import (
+    Batch,
+    Drawn,
+    Pixels,
+    check_data,
+    digest,
+    digest_of,
+    placed,
+)
 from ddpm_core_torch.training.execution import accelerator
 from ddpm_core_torch.training.objectives import objective
 from ddpm_core_torch.training.recipe import Recipe
 from ddpm_core_torch.training.state import OtherRunError, State, host
 from ddpm_core_torch.unet import UNet
-
-
-class Pixels(Protocol):
-    """Images as a trainer reads them: (N, C, H, W) uint8; a NumPy array, mapped or not, is one."""
-
-    @property
-    def shape(self) -> tuple[int, ...]: ...
-    @property
-    def dtype(self) -> Any: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: Any, /) -> np.ndarray: ...
-
-
-class Drawn(NamedTuple):
-    """What was drawn for a batch, on the host: the levels (B,), and the weights of their losses."""
-
-    levels: Level
-    weights: np.ndarray
-
-
-class Batch(NamedTuple):
-    """Images in [-1, 1], noise, their levels, weights, and classes as y if there are any.
-
-    Those of one process, on its device; start: the place of the first one in the whole batch.
-    """
-
-    x_0: Tensor
-    eps: Tensor
-    t: Level
-    weights: Tensor
-    cond: dict[str, Any]
-    start: int
-
-    def part(self, start: int, stop: int) -> Batch:
-        """Some of it."""
-        cut = slice(start, stop)
-        return Batch(
-            self.x_0[cut],
-            self.eps[cut],
-            Level(*(field[cut] for field in self.t)),
-            self.weights[cut],
-            {name: value[cut] for name, value in self.cond.items()},
-            self.start + start,
-        )
 
 
 class Step(NamedTuple):
@@ -95,9 +58,6 @@ class Step(NamedTuple):
     gradient_norm: float
     stopped: bool
 
-
-#: Of more bytes of images than this, only some images are compared when a run is resumed.
-_COMPARED = 2**26
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  #: of Adam
 
@@ -145,7 +105,7 @@ class Trainer:
                 f"batch must be at most {len(images)}, the number of images, but is "
                 f"{self.recipe.batch}"
             )
-        _check_data(images, classes, config)
+        check_data(images, classes, config)
         if not isinstance(schedule, Discrete):
             raise TypeError(
                 f"schedule must be Discrete, with times that a UNet can be told, but is {schedule}"
@@ -227,10 +187,9 @@ class Trainer:
     def _backward(self, batch: Batch) -> Tensor:
         """Adds the gradients of the batch's mean loss; returns the losses before their weights."""
         losses: list[Tensor] = []
-        for first in range(0, self._each, size := self._each // self.accumulate):
-            part = batch.part(first, first + size)
-            last = first + size == self._each
-            with nullcontext() if last else self.accelerator.no_sync(self._model):
+        *_, last = parts = batch.parts(self.accumulate)
+        for part in parts:
+            with nullcontext() if part is last else self.accelerator.no_sync(self._model):
                 losses.append(self._losses(part))
                 self.accelerator.backward((losses[-1] * part.weights).sum() / self._each)
         return torch.cat(losses).detach()
@@ -278,27 +237,12 @@ class Trainer:
         if recipe.flip:
             images = np.where(mirrored[mine, None, None, None], images[..., ::-1], images)
         places = np.arange(self._each) + start
-        batch = self._placed(images, places, self._noise, self.done, drawn.levels, drawn.weights)
+        eps = self._noise(self.done, images.shape, ids=places)
+        batch = placed(self.on, images, eps, places, drawn)
         if self.classes is not None:
             y = np.where(kept[mine], self.classes[index], -1)
             batch.cond["y"] = self.on.asarray(y, torch.int64)
         return batch, drawn
-
-    def _placed(
-        self,
-        images: np.ndarray,
-        places: np.ndarray,
-        noise: Callable[..., Tensor],
-        step: int,
-        levels: Level,
-        weights: np.ndarray | None = None,
-    ) -> Batch:
-        """Images with the noise, the levels and the weights of their places, on the device."""
-        x_0 = self.on.asarray(images, torch.uint8).float() / 127.5 - 1
-        eps = noise(step, tuple(x_0.shape), ids=places)
-        t = Level(*(self.on.asarray(field[places].astype(np.float32)) for field in levels))
-        each = np.ones(len(images)) if weights is None else weights[places]
-        return Batch(x_0, eps, t, self.on.asarray(each.astype(np.float32)), {}, int(places[0]))
 
     def _draw(self, u: np.ndarray) -> Drawn:
         if self._levels is None:
@@ -320,16 +264,18 @@ class Trainer:
                 f"a loss and its error need two images, and one for each of {processes} "
                 f"process{'es' if processes > 1 else ''}, but there are {len(images)}"
             )
-        _check_data(images, classes, self.net.config)
+        check_data(images, classes, self.net.config)
         some = np.linspace(0, len(images), count, endpoint=False, dtype=np.int64)  # spread out
         words = np.random.SeedSequence((self.recipe.seed, 4)).generate_state(1, np.uint64)
         noise, rng = self.on.portable_noise(int(words[0])), np.random.default_rng(4)
         levels = draw(self.schedule, (rng.permutation(count) + 0.5) / count)
+        drawn = Drawn(levels, np.ones(count))
         losses: list[Tensor] = []
         with torch.no_grad(), next(iter(self.averages.values())).in_place(), _at_rest(self.net):
             for first in range(rank * each, (rank + 1) * each, size := self._each):
                 index = np.arange(first, min(first + size, (rank + 1) * each))
-                part = self._placed(images[some[index]], index, noise, 0, levels)
+                x = images[some[index]]
+                part = placed(self.on, x, noise(0, x.shape, ids=index), index, drawn)
                 if classes is not None:
                     part.cond["y"] = self.on.asarray(classes[some[index]], torch.int64)
                 losses.append(self._losses(part))
@@ -379,12 +325,10 @@ class Trainer:
 
     def _check_usable(self) -> None:
         self._next = self._next or self._batch()
-        batch, _ = self._next
-        size = self._each // self.accumulate
+        parts = self._next[0].parts(self.accumulate)
 
         @torch.no_grad()
         def check(whose: str) -> None:
-            parts = [batch.part(at, at + size) for at in range(0, self._each, size)]
             losses, _ = self._gathered(torch.cat([self._losses(part) for part in parts]))
             if not np.isfinite(losses).all():
                 value = float(losses.mean())
@@ -462,18 +406,14 @@ class Trainer:
         about["ema"] = self.recipe.emas
         about["learn_variance"] = about.pop("out_channels") != self.net.config.channels
         about["predicts"] = self.predicts
-        about["schedule"] = f"T = {self.schedule.T}, {_digest(repr(self.schedule.logsnr).encode())}"
+        about["schedule"] = f"T = {self.schedule.T}, {digest(repr(self.schedule.logsnr).encode())}"
         about["data"] = self.data
         return json.loads(json.dumps(about))
 
     @functools.cached_property
     def data(self) -> str:
-        """Sizes and a digest of the images and classes; of many images, of some evenly spread."""
-        shape = self.images.shape
-        stride = 1 + math.prod(shape) // _COMPARED
-        some = self.images[np.arange(0, len(self.images), stride)]
-        classes = b"" if self.classes is None else self.classes.astype(np.int64).tobytes()
-        return f"{' x '.join(str(n) for n in shape)}, {_digest(some.tobytes() + classes)}"
+        """What a state says of the images and classes."""
+        return digest_of(self.images, self.classes)
 
 
 def _each(batch: int, processes: int, accumulate: int) -> int:
@@ -505,35 +445,3 @@ def _put(target: Any, value: np.ndarray) -> None:
 
         source = distribute_tensor(source, target.device_mesh, target.placements)
     target.copy_(source)
-
-
-def _check_data(images: Pixels, classes: np.ndarray | None, config: UNetConfig) -> None:
-    if images.dtype != np.uint8 or len(images.shape) != 4:
-        raise ValueError(
-            f"images must be uint8 (N, C, H, W), of pixels 0 .. 255, but are {images.dtype} "
-            f"{images.shape}"
-        )
-    if images.shape[1] != config.channels:
-        raise ValueError(
-            f"images have {images.shape[1]} channels, but config has channels = {config.channels}"
-        )
-    if classes is None:
-        if config.classes:
-            raise ValueError(f"config has classes = {config.classes}, but classes is None")
-        return
-    if config.classes == 0:
-        raise ValueError("config has classes = 0, so classes must be None")
-    if classes.shape != (len(images),) or not np.issubdtype(classes.dtype, np.integer):
-        raise ValueError(
-            f"classes must be {len(images)} integers, one for each image, but are {classes.dtype} "
-            f"{classes.shape}"
-        )
-    if classes.min() < -1 or classes.max() >= config.classes:
-        raise ValueError(
-            f"classes must lie within -1 .. {config.classes - 1}, of config's classes = "
-            f"{config.classes}, but are {classes.min()} .. {classes.max()}"
-        )
-
-
-def _digest(data: bytes) -> str:
-    return f"#{hashlib.sha256(data).hexdigest()[:12]}"
