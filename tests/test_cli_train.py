@@ -104,6 +104,7 @@ BAD_TRAININGS = {
     "lr": (["--lr", 0], "--lr must be above 0 and at most 1e30, but is 0.0"),
     "lr inf": (["--lr", "inf"], "--lr must be above 0 and at most 1e30, but is inf"),
     "drop label": (["--drop-label", 2], "--drop-label must be within 0 and 1, but is 2.0"),
+    "all held out": (["--held-out", 0.9999], "--held-out 0.9999 leaves none of 8 images to train"),
     "held out": (["--held-out", 1], "--held-out must be at least 0 and below 1, but is 1.0"),
     "objective": (
         ["--objective", "l2"],
@@ -115,7 +116,7 @@ BAD_TRAININGS = {
         "--ema must be one or more decays, at least 0 and below 1, but is (2.0,)",
     ),
     "ema of words": (["--ema", "a"], "--ema must be numbers, such as 0.1,0.2, but is 'a'"),
-    "power": (["--power-averages", 0.5], "--power-averages must be widths above 0 and below 0.28"),
+    "power": (["--power-averages", 0.5], "--power-averages must be widths above 0 and at most 1"),
     "accumulate": (
         ["--accumulate", 3],
         "--batch must be a multiple of processes times accumulate, but is 4",

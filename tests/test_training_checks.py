@@ -36,8 +36,8 @@ from ddpm_core_torch.training import Recipe, bfloat16_is_fast
         ("ema", (0.9, 1.0), "one or more decays, at least 0 and below 1"),
         ("ema", (), "one or more decays, at least 0 and below 1"),
         ("ema", (0.9, 0.5, 0.9), "different numbers"),
-        ("power", (0.1, 0.0), "widths above 0 and below 0.2887, 1 / sqrt(12)"),
-        ("power", (0.29,), "widths above 0 and below 0.2887, 1 / sqrt(12)"),
+        ("power", (0.1, 0.0), "widths above 0 and at most 1 / sqrt(12) = 0.288675"),
+        ("power", (0.29,), "widths above 0 and at most 1 / sqrt(12) = 0.288675"),
         ("power", (0.1, 0.1), "different numbers"),
         ("objective", "mse", "one of simple, vlb, min-snr, p2"),
         ("levels", "lognormal", "one of uniform, important"),
@@ -49,7 +49,7 @@ from ddpm_core_torch.training import Recipe, bfloat16_is_fast
 )
 def test_wrong_recipe(name, wrong, wanted):
     """A value that cannot train is refused with its name and range."""
-    with pytest.raises(ValueError, match=re.escape(f"{name} must be {wanted}, but is {wrong}")):
+    with pytest.raises(ValueError, match=re.escape(f"{name} must be {wanted}, but is {wrong!r}")):
         Recipe(**{name: wrong})
 
 

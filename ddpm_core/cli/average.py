@@ -24,7 +24,7 @@ from ddpm_core.typing import Array
 FAR = 0.1  #: an error of the fit that is worth a warning
 
 
-class Kept(NamedTuple):
+class Snapshot(NamedTuple):
     """An average that a run kept: in a file, under names that begin with its width."""
 
     path: Path
@@ -106,7 +106,7 @@ def _notes(model: Checkpoint, step: int) -> dict[str, Any]:
     return {name: note for name, note in model.notes.items() if name not in said_of_its_step}
 
 
-def _kept(folder: Path, shapes: Shapes, stack: ExitStack) -> list[Kept]:
+def _kept(folder: Path, shapes: Shapes, stack: ExitStack) -> list[Snapshot]:
     """The averages in a folder, whose files stay open: their tensors are read when asked for."""
     names = re.compile(r"[0-9]{6,}\.safetensors")
     paths = sorted(path for path in folder.glob("*") if names.fullmatch(path.name))
@@ -117,7 +117,7 @@ def _kept(folder: Path, shapes: Shapes, stack: ExitStack) -> list[Kept]:
     return [one for path in paths for one in _open(path, shapes, stack)]
 
 
-def _open(path: Path, shapes: Shapes, stack: ExitStack) -> list[Kept]:
+def _open(path: Path, shapes: Shapes, stack: ExitStack) -> list[Snapshot]:
     library = safetensors_module("safetensors")
     open_regular(path).close()
     found: dict[str, dict[str, tuple[int, ...]]] = {}
@@ -139,7 +139,7 @@ def _open(path: Path, shapes: Shapes, stack: ExitStack) -> list[Kept]:
         _check_width(path, prefix)
     for prefix, tensors in found.items():
         check_names(f"{path}, of width {prefix},", tensors, shapes)
-    return [Kept(path, file, int(path.stem), prefix) for prefix in found]
+    return [Snapshot(path, file, int(path.stem), prefix) for prefix in found]
 
 
 def _check_width(path: Path, prefix: str) -> None:

@@ -25,7 +25,7 @@ from ddpm_core.cli.options import (
     wide_console,
 )
 from ddpm_core.cli.pictures import check_place
-from ddpm_core.cli.rate import Run, report, taken
+from ddpm_core.cli.rate import Run, report
 from ddpm_core.levels import Level
 from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Discrete
@@ -216,7 +216,7 @@ def evaluate(
             raise ValueError(f"{model} has no learned variance; there are small, large and optimal")
         if variance == "auto":
             variance = "learned" if has_v else "optimal"
-        chosen = taken(found, np.arange(total))
+        chosen = datasets.part(found, np.arange(total))
         u = np.random.default_rng(seed).random((total, terms)) if terms else None
         kernel = run.kernel(variance, levels, partial(run.unseen, data, split, found, total))
         result = run.bound(kernel, levels, chosen, u)

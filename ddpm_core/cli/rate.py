@@ -28,12 +28,6 @@ class Trained(NamedTuple):
     ids: Array
 
 
-def taken(images: datasets.Images, ids: Array) -> datasets.Images:
-    """The images at those places."""
-    classes = None if images.classes is None else images.classes[ids]
-    return datasets.Images(np.asarray(images.images[ids]), classes, images.labels)
-
-
 class Run:
     """A model on a backend, and how images go through it."""
 
@@ -61,7 +55,7 @@ class Run:
                     f"the model may have been trained on each of the {len(found.images)} images of "
                     f"{data}: it holds out a share of {self.held_out:g}, and none of these"
                 )
-            found = taken(found, ids)
+            found = datasets.part(found, ids)
         classes = self.checkpoint.config.classes
         if self.labelled and classes == 0:
             raise ValueError("--labelled was given, but this model has no classes")
@@ -117,7 +111,7 @@ class Run:
                 "no image is left to measure the optimal variance on: pass fewer --images, or "
                 "--variance small"
             )
-        return taken(found, ids)
+        return datasets.part(found, ids)
 
     def batches(self, images: datasets.Images, first_id: int = 0) -> Iterable[tuple[Any, ...]]:
         """Where each batch starts, its x_0, its noise, and its conditions."""

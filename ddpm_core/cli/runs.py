@@ -245,12 +245,12 @@ class Run:
         on = backend("torch", device=str(self.trainer.device))
         judge = rate.Run(model, on, labelled=not model.unconditional, seed=0, batch=32, quiet=True)
         levels = levels_of(self.trainer.schedule, self.trainer.schedule.T)
-        some = part(unseen, np.arange(len(unseen.images)) < 64)
+        some = part(unseen, np.arange(min(64, len(unseen.images))))
         trained = Images(self.trainer.images, self.trainer.classes, self.labels)
         kernel = judge.kernel(
             "learned" if judge.predict.variance else "optimal",
             levels,
-            lambda: part(trained, np.arange(len(trained.images)) < 64),
+            lambda: part(trained, np.arange(min(64, len(trained.images)))),
         )
         terms = min(10, self.trainer.schedule.T - 1)
         u = np.random.default_rng(0).random((len(some.images), terms))

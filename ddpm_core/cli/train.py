@@ -12,6 +12,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 
 from ddpm_core.backends import backend
@@ -30,8 +31,6 @@ from ddpm_core.cli.trackers import tracked, trackers
 from ddpm_core.nn.network import UNetConfig
 from ddpm_core.parameterisations import TARGETS
 
-OBJECTIVES = ("simple", "vlb", "min-snr", "p2")
-LEVELS = ("uniform", "important")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16")
 
 #: Arguments of `train` that a run's file does not hold.
@@ -184,8 +183,8 @@ def train(
     objective: Annotated[
         str,
         _diffusion(
-            help=f"One of {', '.join(OBJECTIVES)}. simple is the plain squared error of the "
-            "target, vlb the variational bound."
+            help="One of simple, vlb, min-snr, p2: the plain squared error of the target, the "
+            "variational bound, or the error under another weight."
         ),
     ] = "simple",
     learn_variance: Annotated[
@@ -244,8 +243,6 @@ def train(
     _one_of("--schedule", schedule, SCHEDULES)
     _one_of("--predicts", predicts, TARGETS)
     _one_of("--precision", precision, PRECISIONS)
-    _one_of("--objective", objective, OBJECTIVES)
-    _one_of("--levels", levels, LEVELS)
     _within(1, math.inf, steps=steps, save_every=save_every, sample_every=sample_every, size=size)
     trackers(track)
     _within(1, math.inf, keep=keep, accumulate=accumulate)
@@ -268,7 +265,11 @@ def train(
         raise ImportError(f"training needs {error.name}: pip install 'ddpm-core[train]'") from None
     device = _device(device)
     held = datasets.held_out(found.images, held_out)
-    trained, unseen = datasets.part(found, ~held), datasets.part(found, held)
+    if held.all():
+        raise ValueError(
+            f"--held-out {held_out:g} leaves none of {len(held)} images to train on; pass less"
+        )
+    trained, unseen = (datasets.part(found, np.flatnonzero(which)) for which in (~held, held))
     with _named_options():
         network = UNetConfig(
             channels=channels,
@@ -315,8 +316,8 @@ def train(
         "groups": network.groups,
         "batch": recipe.batch,
     }
+    status: int | None = 2  # of a process whose first one failed, and said why
     with ExitStack() as stack, suppress(OtherProcessError):
-        status = 2  # of a process whose first one failed, and said why
 
         def enter() -> None:
             out.mkdir(parents=True, exist_ok=True)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from ddpm_core.averages import WIDEST
+
 #: What is minimised: the plain squared error of the target, or the error under another weight.
 OBJECTIVES = ("simple", "vlb", "min-snr", "p2")
 
@@ -65,12 +67,12 @@ class Recipe:
             if not isinstance(value, int) or value < least:
                 raise ValueError(f"{name} must be an integer of at least {least}, but is {value}")
         several = all(0 <= decay < 1 for decay in self.emas) and bool(self.emas)
-        widths = all(0 < width < 1 / math.sqrt(12) for width in self.power)
+        widths = all(0 < width <= WIDEST for width in self.power)
         ranges = {
             # Adam divides it by 0.1 in float32.
             "lr": (0 < self.lr <= 1e30, "above 0 and at most 1e30"),
             "ema": (several, "one or more decays, at least 0 and below 1"),
-            "power": (widths, "widths above 0 and below 0.2887, 1 / sqrt(12)"),
+            "power": (widths, f"widths above 0 and at most 1 / sqrt(12) = {WIDEST:.6f}"),
             "clip": (self.clip > 0, "above 0"),
             "dropout": (0 <= self.dropout < 1, "at least 0 and below 1"),
             "drop_label": (0 <= self.drop_label <= 1, "within 0 and 1"),
@@ -87,7 +89,7 @@ class Recipe:
                 ranges[name] = (False, "different numbers")
         for name, (good, wanted) in ranges.items():
             if not good:
-                raise ValueError(f"{name} must be {wanted}, but is {getattr(self, name)}")
+                raise ValueError(f"{name} must be {wanted}, but is {getattr(self, name)!r}")
 
     def rate(self, done: int) -> float:
         """The learning rate of the step after `done` others."""

@@ -40,9 +40,8 @@ def held_out(images: Any, share: float) -> Array:
     return held
 
 
-def part(found: Images, mask: Array) -> Images:
-    """Those of the images, and of their classes, where a mask (N,) is true; none is copied."""
-    index = np.flatnonzero(mask)
+def part(found: Images, index: Array) -> Images:
+    """The images at some places, and their classes; no image is copied before it is asked for."""
     classes = None if found.classes is None else found.classes[index]
     return found._replace(images=Part(found.images, index), classes=classes)
 
