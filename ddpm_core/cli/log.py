@@ -121,7 +121,7 @@ class Log:
     def _quarters(self) -> dict[str, float]:
         losses = np.concatenate([step.losses for step in self._steps])
         logsnr = np.concatenate([step.logsnr for step in self._steps])
-        quarter = np.searchsorted(self._edges, logsnr)
+        quarter = np.searchsorted(self._edges, logsnr, side="right")  # times above 3 T / 4 are in 0
         parts = (losses[quarter == k] for k in range(4))
         return {
             f"loss_{k}": float(part.mean()) if len(part) else math.nan
