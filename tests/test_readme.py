@@ -19,6 +19,8 @@ ROOT, TEXT = readme.ROOT, readme.README.read_text("utf-8")
 PAGES = [readme.README, *sorted((ROOT / "docs").glob("*.md"))]
 #: What runs here; CuPy's block runs in tests/test_cupy.py.
 BLOCKS = [block for page in PAGES if page.stem != "cupy" for block in readme.blocks("python", page)]
+#: Of a run whose lines are tried, and not how well it draws.
+SMALL = ["--batch", "4", "--widths", "8,16", "--groups", "4", "--blocks", "1"]
 #: What a fresh environment gets by these is this environment.
 INSTALLS = ("pip install", "pytest")
 _LAUNCHER = re.compile(r"(torchrun --nproc-per-node \d+ -m )?(ddpm.core .*)")
@@ -53,7 +55,7 @@ def test_console_lines(command, tmp_path):
         _boot(tmp_path)
     if words[1] == "train":
         _photos(tmp_path / "photos")
-        words += [] if "--resume" in words else ["--batch", "4", "--held-out", "0.4"]
+        words += [] if "--resume" in words else [*SMALL, "--held-out", "0.4"]
     if "runs/photos" in words and "--out" not in words:
         test_console_lines(next(c for c in PARTS if "train --data" in c), tmp_path)
     if "--features" in words:
