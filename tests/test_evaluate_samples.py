@@ -136,15 +136,15 @@ def test_samples_are_drawn_and_judged(place, capsys, monkeypatch):
     """The features are of the model's samples, with the classes of the other real images."""
     seen = {}
 
-    def draw(*words, **more):
-        seen.update(zip(("checkpoint", "on", "solver", "count", "y", "seed"), words, strict=False))
-        return [seen["y"][:, None, None, None] / 9 * np.ones((1, 1, *SIZE)) * 2 - 1]
+    def batches(*words, **more):
+        seen.update(zip(("checkpoint", "on", "solver", "ids", "y", "seed"), words, strict=False))
+        yield seen["ids"], [seen["y"][:, None, None, None] / 9 * np.ones((1, 1, *SIZE)) * 2 - 1]
 
-    monkeypatch.setattr(judging, "draw", draw)
+    monkeypatch.setattr(judging, "batches", batches)
     words = ["--model", place / "clothes.safetensors", "--data", place / "data.npz"]
     words += ["--no-bound", "--samples", 20, "--sampler", "ddim", "--sampler-steps", 3, "--seed", 4]
     found = numbers(place, capsys, *words)["samples"]
-    assert (seen["count"], len(seen["solver"].rows()), seen["seed"]) == (20, 3, 4)
+    assert (len(seen["ids"]), len(seen["solver"].rows()), seen["seed"]) == (20, 3, 4)
     data, classifier = np.load(place / "data.npz"), load_classifier()
     order = np.random.default_rng(4).permutation(40)
     real, other = order[:20], order[20:]

@@ -1,4 +1,4 @@
-"""`evaluate --samples-dir`: samples that a kill, or another process, leaves to the next command."""
+"""`evaluate --work-dir`: what a kill, or another process, leaves to the next command."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from command import fails, run, several, tiny
 
 from ddpm_core.checkpoints import save
-from ddpm_core.cli import judging, kept
+from ddpm_core.cli import judging, kept, rate
 from ddpm_core.cli.datasets import read
 
 pytest_plugins = "command_fixtures"
@@ -58,16 +58,43 @@ def test_what_is_there_is_not_drawn_again(place, monkeypatch):
     """With a folder the numbers are those without; a second command draws only what it lacks."""
     wanted = numbers(*ALL)
     ids = drawn_ids(monkeypatch)
-    assert numbers(*ALL, "--samples-dir", "d") == wanted
+    assert numbers(*ALL, "--work-dir", "d") == wanted
     assert ids == list(range(10))
-    assert files("d") == [f"{i:08}.npz" for i in range(0, 10, 2)]
-    assert np.array_equal(read("d/00000004.npz").classes, np.load("d/00000004.npz")["classes"])
+    assert files("d") == [f"samples-{i:08}.npz" for i in range(0, 10, 2)]
+    part = "d/samples-00000004.npz"
+    assert np.array_equal(read(part).classes, np.load(part)["classes"])
     for lost, batch, again in (([4, 8], 2, [4, 5, 8, 9]), ([2, 4], 3, [2, 3, 4, 5]), ([], 1, [])):
         for i in lost:
-            Path(f"d/{i:08}.npz").unlink()
+            Path(f"d/samples-{i:08}.npz").unlink()
         ids.clear()
-        assert numbers(*ALL, "--batch", str(batch), "--samples-dir", "d") == wanted
+        assert numbers(*ALL, "--batch", str(batch), "--work-dir", "d") == wanted
         assert sorted(ids) == again
+
+
+BOUND = [*WORDS.replace("--no-bound", "--terms 3 --images 5 --variance small").split()]
+
+
+def test_terms_that_are_there_are_not_computed_again(place, monkeypatch, capsys):
+    """The bound of a folder is the one without; a second command computes the lost batch alone."""
+    wanted = numbers(*BOUND)
+    assert numbers(*BOUND, "--work-dir", "d") == wanted
+    assert files("d") == [f"bounds-{i:08}.npz" for i in (0, 2, 4)]
+    sizes, elbo = [], rate.elbo
+    monkeypatch.setattr(
+        rate, "elbo", lambda k, t, x, *a, **o: sizes.append(len(x)) or elbo(k, t, x, *a, **o)
+    )
+    Path("d/bounds-00000002.npz").unlink()
+    assert numbers(*BOUND, "--work-dir", "d") == wanted
+    assert sizes == [2]
+    for words, said in (
+        (["--terms", "2"], "d holds bounds of terms 3, not 2"),
+        (["--variance", "large"], "d holds bounds of variance small, not large"),
+        (["--images", "4"], "d holds bounds of images "),
+    ):
+        assert said in fails(capsys, *BOUND, "--work-dir", "d", *words)
+    Path("d/bounds-00000002.npz").write_bytes(Path("data.npz").read_bytes())
+    unreadable = "d/bounds-00000002.npz cannot be read as bounds: remove it"
+    assert unreadable in fails(capsys, *BOUND, "--work-dir", "d")
 
 
 def test_other_samples_are_refused(place, capsys):
@@ -75,7 +102,7 @@ def test_other_samples_are_refused(place, capsys):
     other = tiny(size=(28, 28))
     other.params["conv_in.bias"][:] += 1
     save("b.safetensors", other)
-    few = [*WORDS.split(), "--samples", "4", "--samples-dir", "d"]
+    few = [*WORDS.split(), "--samples", "4", "--work-dir", "d"]
     run(*few)
     for words, said in (
         (["--seed", "1"], "d holds samples of seed 0, not 1"),
@@ -86,12 +113,12 @@ def test_other_samples_are_refused(place, capsys):
         (["--samples", "5"], "d holds samples of other classes, which --samples, --seed and the"),
     ):
         assert said in fails(capsys, *few, *words)
-    assert files("d") == ["00000000.npz", "00000002.npz"]
-    good = Path("d/00000002.npz").read_bytes()
+    assert files("d") == ["samples-00000000.npz", "samples-00000002.npz"]
+    good = Path("d/samples-00000002.npz").read_bytes()
     for junk in (b"", b"junk", good[:-50], Path("data.npz").read_bytes()):
-        Path("d/00000002.npz").write_bytes(junk)
-        assert "d/00000002.npz cannot be read as samples: remove it" in fails(capsys, *few)
-    Path("d/00000002.npz").unlink()
+        Path("d/samples-00000002.npz").write_bytes(junk)
+        assert "d/samples-00000002.npz cannot be read as samples: remove it" in fails(capsys, *few)
+    Path("d/samples-00000002.npz").unlink()
     Path("d/notes.npz").write_bytes(b"mine")
     run(*few)
 
@@ -101,21 +128,22 @@ def test_more_samples_use_those_of_fewer(place):
     np.savez("data.npz", images=np.load("data.npz")["images"])
     fewer = [*WORDS.split(), "--samples", "5"]
     wanted = [numbers(*fewer), numbers(*ALL)]
-    assert [numbers(*w, "--samples-dir", "d") for w in (fewer, ALL)] == wanted
-    assert numbers(*fewer, "--samples-dir", "d") == wanted[0]
+    assert [numbers(*w, "--work-dir", "d") for w in (fewer, ALL)] == wanted
+    assert numbers(*fewer, "--work-dir", "d") == wanted[0]
 
 
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(place):
-    """Each draws its share, one prints and writes the scores, which are the same to the bit."""
-    wanted = numbers(*ALL)
+    """Each computes its share, one prints and writes the numbers, the same to the bit."""
+    both = [*BOUND, "--samples", "10"]
+    wanted = numbers(*both)
     Path("out.json").unlink()
-    first, second = several(2, *ALL, "--samples-dir", "d", "--json", "out.json")
+    first, second = several(2, *both, "--work-dir", "d", "--json", "out.json")
     assert (first.returncode, second.returncode) == (0, 0), first.stderr + second.stderr
     assert "Distances of 10 samples" in first.stdout
     assert (second.stdout, second.stderr) == ("", "")
     assert json.loads(Path("out.json").read_text()) == wanted
-    assert len(files("d")) == 5
+    assert len(files("d")) == 3 + 5
 
 
 def test_dead_process(place, monkeypatch, capsys):
@@ -126,12 +154,12 @@ def test_dead_process(place, monkeypatch, capsys):
         environment.setenv("RANK", "0")
         environment.setenv("WORLD_SIZE", "2")
         with pytest.raises(ValueError, match="d lacks 4 of 10 samples, and none came in 0 seconds"):
-            numbers(*ALL, "--samples-dir", "d")
+            numbers(*ALL, "--work-dir", "d")
         assert "Waiting for the samples of the other processes" in capsys.readouterr().err
-        with pytest.raises(ValueError, match="2 processes share only --samples, through"):
+        with pytest.raises(ValueError, match="2 processes share their work through a folder"):
             numbers(*ALL)
     ids = drawn_ids(monkeypatch)
-    assert numbers(*ALL, "--samples-dir", "d") == wanted
+    assert numbers(*ALL, "--work-dir", "d") == wanted
     assert ids == [2, 3, 6, 7]
 
 
@@ -156,11 +184,11 @@ def test_kill_loses_one_batch(place, monkeypatch, writes):
     """SIGKILL before or after a file gets its name: what has one is whole, the rest is drawn."""
     wanted = numbers(*ALL)
     ran = subprocess.run(
-        [sys.executable, "-c", KILLED, str(writes), *ALL, "--samples-dir", "d"], env=os.environ
+        [sys.executable, "-c", KILLED, str(writes), *ALL, "--work-dir", "d"], env=os.environ
     )
     assert ran.returncode == -signal.SIGKILL
     whole = [name for name in files("d") if name[0] != "."]
-    assert whole == [f"{i:08}.npz" for i in range(0, 4 if writes == 5 else 6, 2)]
+    assert whole == [f"samples-{i:08}.npz" for i in range(0, 4 if writes == 5 else 6, 2)]
     ids = drawn_ids(monkeypatch)
-    assert numbers(*ALL, "--samples-dir", "d") == wanted
+    assert numbers(*ALL, "--work-dir", "d") == wanted
     assert ids == list(range(2 * len(whole), 10))

@@ -27,6 +27,7 @@ from ddpm_core.cli.options import (
 from ddpm_core.cli.pictures import check_place
 from ddpm_core.cli.rate import Run, report
 from ddpm_core.levels import Level
+from ddpm_core.likelihood import Elbo
 from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Discrete
 
@@ -75,11 +76,12 @@ def evaluate(
             "are. Hundreds at least.",
         ),
     ] = 0,
-    samples_dir: Annotated[
+    work_dir: Annotated[
         Path | None,
         typer.Option(
-            help="A folder that keeps the samples, one file a batch: what it has is not drawn "
-            "again. Processes that torchrun or accelerate launch starts share the work through it."
+            help="A folder that keeps the bound and the samples, one file a batch: what it has is "
+            "not computed again. Processes that torchrun or accelerate launch starts share the "
+            "work through it."
         ),
     ] = None,
     train_data: Annotated[
@@ -169,8 +171,8 @@ def evaluate(
         _empty_figure()  # without matplotlib, better now than after the work
     how = judging.How(sampler, sampler_steps, guidance, guidance_interval)
     rank, world = processes.process()
-    if world > 1 and samples_dir is None:
-        raise ValueError(f"{world} processes share only --samples, through --samples-dir")
+    if world > 1 and work_dir is None:
+        raise ValueError(f"{world} processes share their work through a folder: pass --work-dir")
     if features is not None:
         if data is not None or samples or not bound or plot is not None:
             raise ValueError(
@@ -185,21 +187,17 @@ def evaluate(
     if not bound and (samples == 0 or plot is not None):
         raise ValueError("--no-bound goes with --samples, and without --plot")
     for option, value in (
-        ("--guidance", guidance), ("--samples-dir", samples_dir), ("--train-data", train_data),
-        ("--nearest-plot", nearest_plot),
+        ("--guidance", guidance), ("--train-data", train_data), ("--nearest-plot", nearest_plot),
     ):  # fmt: skip
         if value is not None and samples == 0:
             raise ValueError(f"{option} goes with --samples")
     checkpoint = load(model)
     levels = _levels(checkpoint, steps, terms, labelled) if bound else None
-    run = Run(checkpoint, open_backend(backend_name, device), labelled, seed, batch)
+    run = Run(checkpoint, open_backend(backend_name, device), labelled, seed, batch, rank > 0)
     found = run.read(data, split)
-    judge, trained = None, None
+    judge, trained, kept = None, None, None
     if samples:
-        judge = judging.Judge(run, found, data, samples, how, samples_dir)
-        if rank > 0:
-            judge.draw_share()
-            return
+        judge = judging.Judge(run, found, data, samples, how, work_dir)
         trained = run.trained(data, split, train_data)
         if nearest_plot is not None and trained is None:
             raise ValueError("--nearest-plot needs the training images: pass --train-data")
@@ -219,12 +217,19 @@ def evaluate(
         chosen = datasets.part(found, np.arange(total))
         u = np.random.default_rng(seed).random((total, terms)) if terms else None
         kernel = run.kernel(variance, levels, partial(run.unseen, data, split, found, total))
-        result = run.bound(kernel, levels, chosen, u)
         count = len(levels.sigma) - 1
-        numbers |= {
-            "images": total, "terms": terms or count - 1, "steps": count, "variance": variance,
-            "labelled": labelled, **report(result, levels, chosen.images[0].size),
+        about = {
+            "terms": terms or count - 1, "steps": count, "variance": variance,
+            "labelled": labelled,
         }  # fmt: skip
+        kept = run.bound(kernel, levels, chosen, u, about, work_dir)
+        numbers |= {"images": total, **about}
+    if judge is not None and rank > 0:
+        judge.draw_share()
+    if rank > 0:
+        return
+    if kept is not None and levels is not None:
+        numbers |= report(Elbo(**kept.wait()), levels, found.images[0].size)
     if judge is not None:
         numbers["samples"] = judge.numbers(trained, nearest_plot)
     _finish(numbers, json_path, plot)

@@ -23,7 +23,6 @@ from ddpm_core.cli.drawing import (
     check_steps,
     classes_of,
     deal,
-    draw,
     parse_guidance,
 )
 from ddpm_core.cli.kept import Kept, fingerprint
@@ -102,37 +101,30 @@ class Judge:
         self.run, self.how = run, how
         self.guidance = parse_guidance(how.guidance, how.guidance_interval)
         self.solver = SAMPLERS[how.sampler](checkpoint.schedule, how.sampler_steps)
-        self.kept = None
-        if folder is not None:
-            about = {"model": fingerprint(checkpoint), "seed": run.seed, **how.about()}
-            self.kept = Kept(folder, about, count, self.y, images.shape[1:])
+        about = {"model": fingerprint(checkpoint), "seed": run.seed, **how.about()}
+        channels, height, width = images.shape[1:]
+        self.kept = Kept(
+            folder, "samples", about,
+            {"images": np.zeros((count, height, width, channels), np.uint8)},
+            {} if self.y is None else {"classes": self.y},
+        )  # fmt: skip
 
     def draw_share(self) -> None:
-        """Draws what the folder lacks of this process's share; nothing without a folder."""
+        """Draws what is lacking of this process's share."""
         run, kept = self.run, self.kept
-        if kept is None:
-            return
-        own = processes.share(np.arange(len(kept.there)), run.batch)
-        lacking = own[~kept.there[own]]
-        calls = -(-len(lacking) // run.batch) * self.solver.nfe
+        ids = kept.lacking(run.batch)
+        calls = -(-len(ids) // run.batch) * self.solver.nfe
         with progress(calls, "Sampling", quiet=processes.process().rank > 0) as bar:
-            for ids, (x,) in batches(
-                run.checkpoint, run.on, self.solver, lacking, self.y, run.seed, run.batch, bar,
+            for part, (x,) in batches(
+                run.checkpoint, run.on, self.solver, ids, self.y, run.seed, run.batch, bar,
                 process=False, guidance=self.guidance,
             ):  # fmt: skip
-                kept.add(ids, to_bytes(x))
+                kept.add(part, images=to_bytes(x).transpose(0, 2, 3, 1))
 
     def samples(self) -> Array:
         """All samples, uint8 (N, C, H, W)."""
-        if self.kept is not None:
-            self.draw_share()
-            return self.kept.wait()
-        run = self.run
-        x = draw(
-            run.checkpoint, run.on, self.solver, len(self.real), self.y, run.seed, run.batch,
-            guidance=self.guidance,
-        )[-1]  # fmt: skip
-        return to_bytes(x)
+        self.draw_share()
+        return np.ascontiguousarray(self.kept.wait()["images"].transpose(0, 3, 1, 2))
 
     def numbers(self, trained: Trained | None, plot: Path | None) -> dict[str, Any]:
         """What `compared` gives, the share that is recognised where the classes are known, and how

@@ -1,4 +1,4 @@
-"""Samples that are kept in a folder, and what they were drawn with."""
+"""What is kept in a folder, batch by batch, and what it was computed with."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ import typer
 
 from ddpm_core.checkpoints import Checkpoint
 from ddpm_core.checkpoints.files import open_regular, write_whole
-from ddpm_core.cli import datasets
+from ddpm_core.cli import processes
+from ddpm_core.cli.datasets.arrays import read_arrays
 from ddpm_core.typing import Array
 
 PATIENCE = 600.0  #: seconds without a new file, after which other processes are not waited for
@@ -26,58 +27,74 @@ _ABOUT = "about.json"  #: in each file, beside the arrays
 
 
 class Kept:
-    """Samples of the ids 0 .. count - 1 in a folder, one file a batch: a kill loses one batch.
+    """Arrays of the ids 0 .. count - 1, which come batch by batch.
 
-    about: what they are drawn with, as JSON has it
-    y: (count,), their classes; None for a model without classes
-    shape: (C, H, W)
+    With a folder each batch is a file: a kill loses one batch, and other processes bring theirs.
 
-    ValueError if the folder has samples of other settings, or files that are none of samples.
+    folder: None keeps them in memory alone
+    what: they are, in the plural: the first word of the files' names
+    about: what they are computed with, as JSON has it
+    arrays: (count, ...) each, to be filled
+    given: (count, ...) each, which a file must agree with
+
+    ValueError if the folder has what was computed with other settings, or cannot be read.
     """
 
     def __init__(
         self,
-        folder: Path,
+        folder: Path | None,
+        what: str,
         about: Mapping[str, Any],
-        count: int,
-        y: Array | None,
-        shape: tuple[int, ...],
+        arrays: dict[str, Array],
+        given: Mapping[str, Array] | None = None,
     ) -> None:
-        self.folder, self.about, self.y = folder, about, y
-        self.images = np.zeros((count, *shape), np.uint8)
-        self.there = np.zeros(count, bool)
+        self.folder, self.what, self.about = folder, what, about
+        self.arrays, self.given = arrays, dict(given or {})
+        self.there = np.zeros(len(next(iter(arrays.values()))), bool)
         self._known: set[Path] = set()
         self.collect()
 
-    def add(self, ids: Array, images: Array) -> None:
-        """Writes a batch: whole, or not at all."""
+    def lacking(self, batch: int) -> Array:
+        """The ids that are not there: with a folder those of this process's share, else all."""
+        ids = np.arange(len(self.there))
+        own = ids if self.folder is None else processes.share(ids, batch)
+        return own[~self.there[own]]
+
+    def add(self, ids: Array, **arrays: Array) -> None:
+        """A batch, which is written whole, or not at all."""
+        for name, array in arrays.items():
+            self.arrays[name][ids] = array
+        self.there[ids] = True
+        if self.folder is None:
+            return
         self.folder.mkdir(exist_ok=True)
-        y = None if self.y is None else self.y[ids]
-        text = json.dumps(
-            {**self.about, "ids": ids.tolist(), "classes": None if y is None else y.tolist()}
-        )
-        buffer = io.BytesIO(npz(images, y, ids))
+        given = {name: array[ids] for name, array in self.given.items()}
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **arrays, **given, ids=ids)
         with zipfile.ZipFile(buffer, "a") as archive:
-            archive.writestr(_ABOUT, text)
-        write_whole(self.folder / f"{ids[0]:08d}.npz", buffer.getvalue())
+            archive.writestr(_ABOUT, json.dumps(dict(self.about)))
+        write_whole(self.folder / f"{self.what}-{ids[0]:08d}.npz", buffer.getvalue())
 
     def collect(self) -> bool:
         """Reads the files that are new, of this process and of others; says if there were any."""
-        there = {p for p in self.folder.glob("*.npz") if re.fullmatch(r"\d{8}\.npz", p.name)}
+        if self.folder is None:
+            return False
+        pattern = re.compile(rf"{self.what}-\d{{8}}\.npz")
+        there = {path for path in self.folder.glob("*.npz") if pattern.fullmatch(path.name)}
         for path in sorted(there - self._known):
-            self._take(path)
+            self._take(self.folder, path)
         found = there > self._known
         self._known |= there
         return found
 
-    def wait(self) -> Array:
-        """The images (count, C, H, W), uint8, once those of other processes have come too.
+    def wait(self) -> dict[str, Array]:
+        """The arrays, once what other processes bring has come too.
 
-        ValueError if none comes for `PATIENCE` seconds.
+        ValueError if nothing comes for `PATIENCE` seconds.
         """
         self.collect()
         if not self.there.all():
-            typer.echo("Waiting for the samples of the other processes", err=True)
+            typer.echo(f"Waiting for the {self.what} of the other processes", err=True)
         last = time.monotonic()
         while not self.there.all():
             time.sleep(min(0.5, PATIENCE))
@@ -85,43 +102,60 @@ class Kept:
                 last = time.monotonic()
             elif time.monotonic() - last > PATIENCE:
                 raise ValueError(
-                    f"{self.folder} lacks {np.sum(~self.there)} of {len(self.there)} samples, and "
-                    f"none came in {PATIENCE:g} seconds: has a process ended early? The same "
-                    f"command, run again, draws only those"
+                    f"{self.folder} lacks {np.sum(~self.there)} of {len(self.there)} {self.what}, "
+                    f"and none came in {PATIENCE:g} seconds: has a process ended early? The same "
+                    f"command, run again, computes only those"
                 )
-        return self.images
+        return self.arrays
 
-    def _take(self, path: Path) -> None:
-        """Reads the samples of a file."""
+    def _take(self, folder: Path, path: Path) -> None:
+        """Reads a file."""
+        unreadable = ValueError(
+            f"{path} cannot be read as {self.what}: remove it, or choose another --work-dir"
+        )
         try:
             with open_regular(path) as file, zipfile.ZipFile(file) as archive:
                 before = json.loads(archive.open(_ABOUT).read(1 << 24))
-            ids, classes = np.array(before["ids"], np.int64), before["classes"]
-            images = datasets.read(path).images
-            if ids.min() < 0 or images.shape != (len(ids), *self.images.shape[1:]):
-                raise TypeError
-        except (zipfile.BadZipFile, KeyError, TypeError, ValueError, RecursionError):
-            raise ValueError(
-                f"{path} cannot be read as samples: remove it, or choose another --samples-dir"
-            ) from None
-        check_about(self.folder, before, self.about, "--samples-dir")
-        here = ids < len(self.there)  # another command may have drawn more
+        except (zipfile.BadZipFile, KeyError, ValueError, RecursionError):
+            raise unreadable from None
+        check_about(folder, before, self.about, self.what, "--work-dir")
+        wanted = {**self.arrays, **self.given}
+        try:
+            found = read_arrays(path, "ids", *wanted)
+        except ValueError:
+            raise unreadable from None
+        ids = found.get("ids", np.zeros(0))
+        wrong = [
+            name
+            for name, array in wanted.items()
+            if name not in found
+            or found[name].dtype != array.dtype
+            or found[name].shape != (len(ids), *array.shape[1:])
+        ]
+        if wrong or ids.dtype.kind != "i" or ids.ndim != 1 or ids.min(initial=0) < 0:
+            raise unreadable
+        here = ids < len(self.there)  # another command may have computed more
         ids = ids[here]
-        if self.y is not None and not np.array_equal(self.y[ids], np.array(classes)[here]):
-            raise ValueError(
-                f"{self.folder} holds samples of other classes, which --samples, --seed and the "
-                f"data decide; choose another --samples-dir"
-            )
-        self.images[ids], self.there[ids] = images[here], True
+        for name, array in self.given.items():
+            if not np.array_equal(array[ids], found[name][here]):
+                raise ValueError(
+                    f"{folder} holds {self.what} of other {name}, which --samples, --seed and the "
+                    f"data decide; choose another --work-dir"
+                )
+        for name, array in self.arrays.items():
+            array[ids] = found[name][here]
+        self.there[ids] = True
 
 
-def check_about(folder: Path, before: Any, about: Mapping[str, Any], option: str) -> None:
-    """ValueError if the samples in a folder were drawn with other settings than `about`."""
+def check_about(
+    folder: Path, before: Any, about: Mapping[str, Any], what: str, option: str
+) -> None:
+    """ValueError if what is in a folder was computed with other settings than `about`."""
     for key, value in about.items():
         found = cast(Any, before).get(key) if isinstance(before, dict) else None
         if found != value:
             raise ValueError(
-                f"{folder} holds samples of {key} {found}, not {value}; choose another {option}"
+                f"{folder} holds {what} of {key} {found}, not {value}; choose another {option}"
             )
 
 

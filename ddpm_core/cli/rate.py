@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import zlib
+from collections.abc import Callable, Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ import numpy as np
 from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint
 from ddpm_core.cli import datasets
+from ddpm_core.cli.kept import Kept, fingerprint
 from ddpm_core.cli.progress import counted, progress
 from ddpm_core.denoisers import clip
 from ddpm_core.kernels import Reverse, learned_range, optimal, reverse
@@ -113,12 +115,15 @@ class Run:
             )
         return datasets.part(found, ids)
 
-    def batches(self, images: datasets.Images, first_id: int = 0) -> Iterable[tuple[Any, ...]]:
-        """Where each batch starts, its x_0, its noise, and its conditions."""
+    def batches(
+        self, images: datasets.Images, places: Array, first_id: int = 0
+    ) -> Iterable[tuple[Any, ...]]:
+        """Of the images at these places, batch by batch: places, x_0, noise, and conditions."""
         portable = self.on.portable_noise(self.seed)
-        for first in range(0, len(images.images), self.batch):
-            part = images.images[first : first + self.batch]
-            ids = self.on.asarray(np.arange(first, first + len(part)) + first_id, self.on.xp.int32)
+        for first in range(0, len(places), self.batch):
+            at = places[first : first + self.batch]
+            part = images.images[at]
+            ids = self.on.asarray(at + first_id, self.on.xp.int32)
 
             def noise(step: int, shape: tuple[int, ...], ids: Array = ids) -> Array:
                 return portable(step, shape, ids)
@@ -127,9 +132,9 @@ class Run:
             if self.checkpoint.config.classes:
                 y = np.full(len(part), -1)
                 if self.labelled and images.classes is not None:
-                    y = images.classes[first : first + self.batch]
+                    y = images.classes[at]
                 cond["y"] = self.on.asarray(y, self.on.xp.int64)
-            yield first, self.on.asarray(datasets.to_range(part)), noise, cond
+            yield at, self.on.asarray(datasets.to_range(part)), noise, cond
 
     def kernel(
         self,
@@ -148,7 +153,7 @@ class Run:
         times = np.unique(np.rint(np.geomspace(1, schedule.ends[1], 40)))
         some = schedule(times)
         # Other noise than that of the evaluation: its ids are above all of those.
-        parts = list(self.batches(images, first_id=1 << 30))
+        parts = list(self.batches(images, np.arange(len(images.images)), first_id=1 << 30))
         errors: list[Array] = []
         with progress(len(parts), "Measuring the variance", quiet=self.quiet) as bar:
             for _, x_0, noise, cond in counted(parts, bar):
@@ -162,31 +167,47 @@ class Run:
         levels: Level,
         images: datasets.Images,
         u: Array | None,
-    ) -> Elbo:
-        """The bound of all images, as float64 of the host; ValueError if it is not finite."""
-        calls = len(levels.sigma) - 1 if u is None else u.shape[1] + 1
-        batches = -(-len(images.images) // self.batch)
-        parts: list[Elbo] = []
-        with progress(batches * calls, "Evaluating", quiet=self.quiet) as bar:
-            for first, x_0, noise, cond in self.batches(images):
-                some = None if u is None else u[first : first + len(x_0)]
+        about: Mapping[str, Any] | None = None,
+        folder: Path | None = None,
+    ) -> Kept:
+        """The bound of this process's share of the images, as float64 of the host.
+
+        about: what it depends on besides the model, the images and the seed
+        folder: where it is kept, or None
+
+        ValueError if it is not finite.
+        """
+        count, terms = len(images.images), len(levels.sigma) - 2 if u is None else u.shape[1]
+        about = {
+            "model": fingerprint(self.checkpoint), "seed": self.seed, **(about or {}),
+            "images": f"{zlib.crc32(np.ascontiguousarray(images.images).tobytes()):08x}",
+        }  # fmt: skip
+        sizes = {"prior": (), "steps": (terms,), "data": (), "weight": (terms,)}
+        arrays: dict[str, Array] = {name: np.zeros((count, *size)) for name, size in sizes.items()}
+        arrays["index"] = np.zeros((count, terms), np.int64)
+        arrays["error"] = np.zeros((count, terms + 1))
+        kept = Kept(folder, "bounds", about, arrays)
+        places = kept.lacking(self.batch)
+        batches = -(-len(places) // self.batch)
+        with progress(batches * (terms + 1), "Evaluating", quiet=self.quiet) as bar:
+            for at, x_0, noise, cond in self.batches(images, places):
+                some = None if u is None else u[at]
                 part = elbo(
                     kernel, levels, x_0, noise, some, progress=lambda js: counted(js, bar), **cond
                 )
                 bar.advance()
-                host = self.on.to_numpy
-                prior, steps, data, error = map(
-                    host, (part.prior, part.steps, part.data, part.error)
-                )
-                parts.append(Elbo(prior, steps, data, part.index, part.weight, error))
-                if not (np.isfinite(parts[-1].total).all() and np.isfinite(error).all()):
+                host = {
+                    name: value if name in ("index", "weight") else self.on.to_numpy(value)
+                    for name, value in part._asdict().items()
+                }
+                host = {name: value.astype(arrays[name].dtype) for name, value in host.items()}
+                if not all(np.isfinite(value).all() for value in host.values()):
                     raise ValueError(
-                        f"the bound of images {first} to {first + len(x_0) - 1} is not finite: the "
-                        f"model's weights, or what its file says of them, are damaged"
+                        f"the bound of images {at[0]} to {at[-1]} is not finite: the model's "
+                        f"weights, or what its file says of them, are damaged"
                     )
-        return Elbo(
-            *(np.concatenate(field).astype(np.float64) for field in zip(*parts, strict=True))
-        )
+                kept.add(at, **host)
+        return kept
 
 
 def report(result: Elbo, levels: Level, dims: int) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from ddpm_core.cli.drawing import draw, parse_classes
 from ddpm_core.cli.log import Log, Row
 from ddpm_core.cli.progress import progress
 from ddpm_core.cli.stops import signals
-from ddpm_core.likelihood import bits_per_dim
+from ddpm_core.likelihood import Elbo, bits_per_dim
 from ddpm_core.samplers import dpmpp_2m, levels_of
 from ddpm_core.typing import Array
 
@@ -254,7 +254,8 @@ class Run:
         )
         terms = min(10, self.trainer.schedule.T - 1)
         u = np.random.default_rng(0).random((len(some.images), terms))
-        found = bits_per_dim(judge.bound(kernel, levels, some, u).total, some.images[0].size)
+        bound = Elbo(**judge.bound(kernel, levels, some, u).wait())
+        found = bits_per_dim(bound.total, some.images[0].size)
         return found.mean, found.error
 
     def _write_snapshot(self, powers: Mapping[str, Mapping[str, Array]]) -> None:

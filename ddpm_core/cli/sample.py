@@ -387,5 +387,5 @@ def _settled(folder: Path, about: dict[str, Any]) -> bool:
         return False
     except (ValueError, RecursionError):
         raise ValueError(f"{folder / SETTINGS} cannot be read; choose another --out-dir") from None
-    check_about(folder, before, about, "--out-dir")
+    check_about(folder, before, about, "samples", "--out-dir")
     return True

@@ -42,30 +42,38 @@ def read_numpy(path: Path) -> Images:
         return _images_of(path, arrays[0], arrays[1] if second else None)
 
 
-def read_features(path: Path) -> dict[str, Array]:
-    """The arrays `real`, `drawn` and, where it is there, `other` of an .npz, of real numbers.
+def read_arrays(path: Path, *names: str) -> dict[str, Array]:
+    """Those of the named arrays that an .npz has.
 
     OSError or ValueError, one line, if they cannot be read.
     """
     with open_regular(path) as file:
         archive, members = _members(path, file)
-        if missing := [name for name in ("real", "drawn") if name not in members]:
+        found = {name: members[name] for name in names if name in members}
+        return {
+            name: _Npy(path, _member(path, archive, info), info.file_size).read()
+            for name, info in found.items()
+        }
+
+
+def read_features(path: Path) -> dict[str, Array]:
+    """The arrays `real`, `drawn` and, where it is there, `other` of an .npz, of real numbers.
+
+    OSError or ValueError, one line, if they cannot be read.
+    """
+    arrays = read_arrays(path, "real", "drawn", "other")
+    if missing := [name for name in ("real", "drawn") if name not in arrays]:
+        raise ValueError(
+            f"{path} lacks {' and '.join(missing)}: features are an .npz of arrays real and "
+            f"drawn and, optionally, other"
+        )
+    for name, array in arrays.items():
+        if array.dtype.kind not in "fiu" or array.ndim != 2:
             raise ValueError(
-                f"{path} lacks {' and '.join(missing)}: features are an .npz of arrays real and "
-                f"drawn and, optionally, other"
+                f"{path}: {name} must hold numbers (N, D), a row a sample, but holds "
+                f"{array.dtype} {array.shape}"
             )
-        arrays: dict[str, Array] = {}
-        for name in ("real", "drawn", "other"):
-            if name in members:
-                info = members[name]
-                stored = _Npy(path, _member(path, archive, info), info.file_size)
-                if stored.dtype.kind not in "fiu" or len(stored.shape) != 2:
-                    raise ValueError(
-                        f"{path}: {name} must hold numbers (N, D), a row a sample, but holds "
-                        f"{stored.dtype} {stored.shape}"
-                    )
-                arrays[name] = stored.read()
-        return arrays
+    return arrays
 
 
 def _members(path: Path, file: IO[bytes]) -> tuple[zipfile.ZipFile, dict[str, zipfile.ZipInfo]]:
