@@ -203,6 +203,7 @@ def test_what_is_said(here, started, capsys, monkeypatch):
     count = sum(p.size for p in load("run/model.safetensors").params.values())
     first, *lines = err.splitlines()
     assert first == f"8 images of 4 x 4 x 1, 2 classes; {count:,} parameters; cpu, float32"
+    assert lines.pop(0).startswith("the coarsest of 2 --widths has 2 x 2 pixels")
     assert re.match(r"Training 1/2, loss \d\.\d{4}, gradient [\d.e+]+, \d+ images/s", lines[0])
     assert "nan" not in err
     assert out == "run/model.safetensors: 2 steps; see run/samples-000002.png\n"

@@ -12,7 +12,7 @@ from command import fails, run
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import load
-from ddpm_core.cli import log
+from ddpm_core.cli import log, networks
 from ddpm_core.cli.datasets import held_out, read
 
 pytest_plugins = ("command_fixtures", "training_fixtures")
@@ -74,6 +74,28 @@ def test_presets(here, photos, capsys):
     assert (found["widths"], found["blocks"]) == ([8, 16], 1)
     both = ["--config", "a/run.toml", "--preset", "tiny", "--out", "b"]
     assert "pass one of them" in fails(capsys, *options, *both)
+
+
+def test_presets_that_do_not_fit(here, photos, capsys):
+    """A depth that the size does not allow is refused, one that does little is told, with better
+    ones.
+    """
+    options = ["train", "--data", photos, "--steps", 1, "--held-out", 0, "--out", "a"]
+    assert (
+        "3 --widths need multiples of 4: pass fewer --widths, or for a folder of pictures a "
+        "--size, such as 12"
+    ) in fails(capsys, *options, "--size", 9, "--preset", "tiny")
+    said = fails(capsys, *options, "--size", 28, "--preset", "256")
+    assert "pass fewer --widths, such as --preset tiny or small, or for" in said
+    assert networks.advice([32, 32], 4) == networks.advice([28, 28], 3) == ()
+    assert networks.advice([256, 256], 6) == networks.advice([2, 2], 1) == ()
+    (small,), (large,) = networks.advice([32, 32], 6), networks.advice([256, 128], 3)
+    assert "6 --widths has 1 x 1 pixels" in small
+    assert small.endswith("fewer --widths would fit, such as --preset tiny or small or cifar10")
+    assert "has 64 x 32 pixels" in large
+    assert "more --widths would fit" in large
+    run(*options, "--size", 8, "--widths", "8,8,8")
+    assert "the coarsest of 3 --widths has 2 x 2 pixels" in capsys.readouterr().err
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")

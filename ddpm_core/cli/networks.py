@@ -74,6 +74,40 @@ def check_size(data: Path, pixels: list[int], resolutions: int, size: int | None
     factor = 2 ** max(resolutions - 1, 0)
     if any(n % factor for n in pixels):
         raise ValueError(
-            f"{about}, but {resolutions} --widths need multiples of {factor}: pass fewer --widths, "
-            f"or for a folder of pictures a --size, such as {-(-min(pixels) // factor) * factor}"
+            f"{about}, but {resolutions} --widths need multiples of {factor}: pass fewer --widths"
+            f"{_such_as(pixels)}, or for a folder of pictures a --size, such as "
+            f"{-(-min(pixels) // factor) * factor}"
         )
+
+
+def advice(pixels: list[int], resolutions: int) -> tuple[str, ...]:
+    """What is said of a network that is too deep or too shallow for images of this size.
+
+    The networks of Ho et al. 2020 end at 4 x 4 pixels of 32 x 32, and at 8 x 8 of 256 x 256.
+    """
+    factor = 2 ** (resolutions - 1)
+    coarsest = [n // factor for n in pixels]
+    if min(pixels) >= 4 > min(coarsest):
+        wrong, better = "few: the last ones do little", "fewer"
+    elif max(coarsest) > 16:
+        wrong, better = "many: attention in the middle is slow there", "more"
+    else:
+        return ()
+    size = " x ".join(map(str, coarsest))
+    return (
+        f"the coarsest of {resolutions} --widths has {size} pixels, which is {wrong}; {better} "
+        f"--widths would fit{_such_as(pixels)}",
+    )
+
+
+def _such_as(pixels: list[int]) -> str:
+    """The presets that fit a size, in words."""
+    fit = [
+        name
+        for name, options in PRESETS.items()
+        if all(
+            n % (factor := 2 ** options["widths"].count(",")) == 0 and 4 <= n // factor <= 16
+            for n in pixels
+        )
+    ]
+    return f", such as --preset {' or '.join(fit)}" if fit else ""

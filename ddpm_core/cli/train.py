@@ -326,7 +326,8 @@ def train(
 
         trainer.first_does(enter)
         plan = Plan(steps, save_every, sample_every)
-        status = _go(run, plan, options, resume is not None, found.said, track)
+        said = *found.said, run.described, *networks.advice(pixels, len(each))
+        status = _go(run, plan, options, resume is not None, said, track)
     trainer.accelerator.end_training()
     if trainer.accelerator.num_processes > 1:
         # torch's threads of several processes abort now and then when Python ends; all is written.
@@ -403,7 +404,7 @@ def _go(
         return None
     if trainer.done:
         say(f"{run.folder} goes on after step {trainer.done}{again}")
-    for sentence in (*said, run.described):
+    for sentence in said:
         say(sentence)
     with tracked(track if trainer.is_first else None, run.folder, kept) as follow:
         stopped = run.go(plan, follow)
