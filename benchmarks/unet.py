@@ -102,9 +102,9 @@ def case(name, about, batch, ours):
     return lambda: on.to_numpy(net(x, t))
 
 
-def serve(pipe, *about):
+def serve(pipe, make, *about):
     """The process of one case: seconds for each request, at last its output and peak memory."""
-    run = case(*about)
+    run = make(*about)
     output = run()
     pipe.send("ready")
     while pipe.recv():
@@ -131,13 +131,17 @@ def peak_memory():
     return int(status.split("VmHWM:")[1].split()[0]) / 1024
 
 
-def measure(names, about, batch, ours, rounds):
-    """Of each case: seconds (rounds,), the output, and the peak memory in MiB."""
+def measure(cases, rounds):
+    """Of each case: seconds (rounds,), the output, and the peak memory in MiB.
+
+    cases: by name, a function that makes what is called, and its arguments
+    """
     context = multiprocessing.get_context("spawn")
-    pipes = {}
+    pipes, names = {}, list(cases)
     for name in names:
         pipes[name], theirs = context.Pipe()
-        context.Process(target=serve, args=(theirs, name, about, batch, ours), daemon=True).start()
+        context.Process(target=serve, args=(theirs, *cases[name]), daemon=True).start()
+        theirs.close()  # so that the end of the process ends the wait
         pipes[name].recv()
     times = {name: [] for name in names}
     for k in range(rounds):
@@ -167,7 +171,8 @@ def main():
     for network, about in NETWORKS.items():
         ours = converted(about)
         for batch in (1, 8):
-            found = measure(names, about, batch, ours, options.rounds)
+            cases = {name: (case, name, about, batch, ours) for name in names}
+            found = measure(cases, options.rounds)
             base, wanted, memory = found[names[0]]
             print(f"\n{network}, batch {batch}: ms, times faster [quartiles], peak memory, error")
             for name, (seconds, output, peak) in found.items():
