@@ -45,7 +45,8 @@ def test_held_out(here, started, monkeypatch):
     for row in found:
         assert 0 < float(row["loss"]) < 10
         assert 0 < float(row["bits_per_dim"]) < 20
-    assert load("run").notes["held_out"] == 0.4
+    notes = load("run").notes
+    assert (notes["held_out"], notes["background"]) == (0.4, "white")
 
 
 def test_quarters(here, started, monkeypatch):

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from command import fails, run, tiny
+from PIL import Image
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import save
@@ -18,6 +19,7 @@ from ddpm_core.cli.rate import Run
 pytest_plugins = "command_fixtures"
 
 SHARE = 0.5
+COLOUR = ddpm.UNetConfig(widths=(8, 8), blocks=1, groups=4, classes=3)
 BOUND = ["--images", "0", "--terms", "2", "--steps", "5", "--variance", "small"]
 
 
@@ -124,3 +126,28 @@ def test_training_images_are_those_that_were_not_held_out(place, data):
     for one in (model, silent):  # a file of test images was not trained on, nor is its other half
         assert one.trained(Path("idx/t10k-images-idx3-ubyte"), "t10k", None) is None
     assert len(silent.trained(Path("idx"), "t10k", None).ids) == 60
+
+
+def test_pictures_are_read_as_they_were_trained_on(place, capsys):
+    """On the background of the model's training, unless another is given; bad ones on demand."""
+    rng = np.random.default_rng(0)
+    rgba = rng.integers(0, 256, (24, 4, 4, 4), dtype=np.uint8)
+    rgba[..., 3] = rng.integers(0, 2, (24, 4, 4)) * 255
+    Path("pictures").mkdir()
+    for i, pixels in enumerate(rgba):
+        Image.fromarray(pixels).save(f"pictures/{i:02}.png")
+    for name, grey in (("black", 0), ("white", 255)):
+        np.savez(f"{name}.npz", images=np.where(rgba[..., 3:] > 0, rgba[..., :3], np.uint8(grey)))
+    notes = {"held_out": SHARE, "background": "black"}
+    save("says.safetensors", tiny(config=COLOUR, size=(4, 4), notes=notes))
+    on_black, _ = bound("says", "--data", "black.npz")
+    on_white, _ = bound("says", "--data", "white.npz")
+    Path("pictures/bad.png").write_bytes(b"bad")
+    words = ["--data", "pictures", "--skip-bad"]
+    for wanted, more in ((on_black, ()), (on_white, ("--background", "white"))):
+        found, _ = bound("says", *words, *more)
+        assert {**found, "data": None} == {**wanted, "data": None}
+    assert "1 of 25 pictures cannot be read and are left out: " in capsys.readouterr().err
+    assert "repair or remove them" in fails(
+        capsys, "evaluate", "--model", "says.safetensors", *words[:2]
+    )

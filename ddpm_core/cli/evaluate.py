@@ -42,6 +42,17 @@ def evaluate(
     split: Annotated[
         str, typer.Option(help="In a folder of IDX files: t10k (or test), or train.")
     ] = "t10k",
+    background: Annotated[
+        str | None,
+        typer.Option(
+            help="The colour behind transparent pixels: a name, or #rrggbb; by default the one "
+            "that the model was trained with."
+        ),
+    ] = None,
+    skip_bad: Annotated[
+        bool,
+        typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them."),
+    ] = False,
     images: Annotated[
         int, typer.Option(min=0, help="How many images, the first ones; 0 takes all.")
     ] = 1000,
@@ -193,8 +204,13 @@ def evaluate(
             raise ValueError(f"{option} goes with --samples")
     checkpoint = load(model)
     levels = _levels(checkpoint, steps, terms, labelled) if bound else None
-    run = Run(checkpoint, open_backend(backend_name, device), labelled, seed, batch, rank > 0)
+    run = Run(
+        checkpoint, open_backend(backend_name, device), labelled, seed, batch, rank > 0,
+        background, skip_bad,
+    )  # fmt: skip
     found = run.read(data, split)
+    for sentence in found.said if rank == 0 else ():
+        typer.echo(sentence, err=True)
     judge, trained, kept = None, None, None
     if samples:
         judge = judging.Judge(run, found, data, samples, how, work_dir)

@@ -31,7 +31,10 @@ class Trained(NamedTuple):
 
 
 class Run:
-    """A model on a backend, and how images go through it."""
+    """A model on a backend, and how images go through it.
+
+    background: of transparent pixels; None is the one that the model was trained with
+    """
 
     def __init__(
         self,
@@ -41,9 +44,14 @@ class Run:
         seed: int,
         batch: int,
         quiet: bool = False,
+        background: str | None = None,
+        skip_bad: bool = False,
     ) -> None:
         self.checkpoint, self.on, self.batch = checkpoint, on, batch
         self.labelled, self.seed, self.quiet = labelled, seed, quiet
+        noted = checkpoint.notes.get("background")
+        self.background = background or (noted if isinstance(noted, str) else "white")
+        self.skip_bad = skip_bad
         self.predict = checkpoint.predictor(on.network)
         self.denoise = clip(self.predict)
 
@@ -68,7 +76,13 @@ class Run:
     def read_all(self, data: Path, split: str) -> datasets.Images:
         """The images, also those that the model was trained on."""
         height, width = self.checkpoint.size
-        found = datasets.read(data, split=split, size=height if height == width else None)
+        found = datasets.read(
+            data,
+            split=split,
+            size=height if height == width else None,
+            background=self.background,
+            skip_bad=self.skip_bad,
+        )
         wanted = (self.checkpoint.config.channels, height, width)
         if found.images.shape[1:] != wanted:
             raise ValueError(

@@ -306,7 +306,7 @@ def train(
             accumulate=accumulate,
             compiled=compiled,
         )
-    notes = {"held_out": held_out, "data": trainer.data}
+    notes = {"held_out": held_out, "background": background, "data": trainer.data}
     run = Run(trainer, out, unseen, found.labels, notes, keep)
     options = {name: context.params[name] for name in _stored()} | {
         "data": str(data.absolute()),
