@@ -134,3 +134,22 @@ def test_unknown_training_images(place):
     """Where nothing says what was trained on, nothing is said of copies."""
     run(*WORDS.split(), "--json", "n.json")
     assert "nearest" not in json.loads(Path("n.json").read_text())["samples"]
+
+
+def test_images_that_no_classifier_takes(place, capsys):
+    """Nothing is measured but how near samples are, to as many as there are unseen images."""
+    save("small.safetensors", tiny(size=(4, 6)))
+    rng = np.random.default_rng(0)
+    for name, count in (("few", 3), ("many", 30)):
+        np.savez(f"{name}.npz", images=rng.integers(0, 256, (count, 4, 6), dtype=np.uint8))
+    words = "evaluate --model small.safetensors --data few.npz --no-bound --samples 5"
+    words = [*words.split(), "--sampler-steps", 2]
+    assert "pass --train-data, to see how near samples are to it, or" in fails(capsys, *words)
+    run(*words, "--train-data", "many.npz", "--json", "n.json")
+    found = json.loads(Path("n.json").read_text())["samples"]
+    assert "drawn" not in found
+    near = found["nearest"]
+    assert (near["drawn"]["count"], near["unseen"]["count"], near["trained"]) == (5, 3, 30)
+    shown = capsys.readouterr().out
+    assert "Distances from the nearest of 30 training images" in shown
+    assert "Fréchet" not in shown

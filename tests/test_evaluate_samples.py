@@ -225,7 +225,7 @@ def test_bad_features(place, capsys, arrays, complaint):
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("--samples 6 --model small --data small", "(1, 4, 6): leave out --samples, and pass --fe"),
+        ("--samples 6 --model small --data small", "(1, 4, 6): pass --train-data, to see how"),
         ("--samples 21 --model other --data data", "has 40, enough for --samples 20, but it is 21"),
         ("--samples 3 --model other --data data", "4 or more of each"),
         ("--samples 6 --model other --data data --sampler-steps 101", "must be at most 100"),

@@ -167,7 +167,8 @@ def evaluate(
     the features of a classifier, and the share that it recognises, each with its standard error.
     They are to be read beside those of other real images, and do not compare with values in other
     features. Where the training images are known, also how near to them samples are, beside how
-    near unseen images are (the data-copying test of Meehan et al. 2020).
+    near unseen images are (the data-copying test of Meehan et al. 2020); of images that the
+    classifier does not take, that alone.
     """
     check_seed(seed)
     if variance not in VARIANCES:
@@ -211,10 +212,10 @@ def evaluate(
     found = run.read(data, split)
     for sentence in found.said if rank == 0 else ():
         typer.echo(sentence, err=True)
-    judge, trained, kept = None, None, None
+    judge, kept = None, None
     if samples:
-        judge = judging.Judge(run, found, data, samples, how, work_dir)
         trained = run.trained(data, split, train_data)
+        judge = judging.Judge(run, found, data, samples, how, trained, work_dir)
         if nearest_plot is not None and trained is None:
             raise ValueError("--nearest-plot needs the training images: pass --train-data")
     numbers: dict[str, Any] = {
@@ -247,7 +248,7 @@ def evaluate(
     if kept is not None and levels is not None:
         numbers |= report(Elbo(**kept.wait()), levels, found.images[0].size)
     if judge is not None:
-        numbers["samples"] = judge.numbers(trained, nearest_plot)
+        numbers["samples"] = judge.numbers(nearest_plot)
     _finish(numbers, json_path, plot)
 
 

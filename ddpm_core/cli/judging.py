@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ddpm_core.checkpoints.classifier import load_classifier
+from ddpm_core.checkpoints.classifier import Classifier, load_classifier
 from ddpm_core.cli import copying, processes
 from ddpm_core.cli.datasets import Images
 from ddpm_core.cli.drawing import (
@@ -62,25 +62,33 @@ class How:
 
 
 class Judge:
-    """A model's samples, yet to be drawn, and two sets of as many real images.
+    """A model's samples, yet to be drawn, and real images beside them.
 
+    trained: what the model was trained on, if that is known
     folder: where the samples are kept, or None
 
-    ValueError if there are too few images, or none of the bundled classifiers takes them.
+    classifier: the bundled one; None if it takes no such images, so that nothing is measured but
+        how near samples are to training images
+    real, other: as many images as samples, and as many others; without a classifier, all and none
+
+    ValueError if there are too few images, or nothing can be measured.
     """
 
     def __init__(
-        self, run: Run, found: Images, data: Path, count: int, how: How, folder: Path | None
-    ) -> None:
+        self, run: Run, found: Images, data: Path, count: int, how: How,
+        trained: Trained | None, folder: Path | None,
+    ) -> None:  # fmt: skip
         checkpoint, images = run.checkpoint, found.images
-        self.classifier = load_classifier()
-        if images.shape[1:] != self.classifier.shape:
+        classifier = load_classifier()
+        self.classifier = classifier if images.shape[1:] == classifier.shape else None
+        if self.classifier is None and trained is None:
             raise ValueError(
-                f"the bundled classifier takes images of shape {self.classifier.shape}, but those "
-                f"of {data} are {images.shape[1:]}: leave out --samples, and pass --features, an "
-                f".npz of features that you made"
+                f"the bundled classifier takes images of shape {classifier.shape}, but those "
+                f"of {data} are {images.shape[1:]}: pass --train-data, to see how near samples are "
+                f"to it, or --features, an .npz of features that you made"
             )
-        if count < LEAST or 2 * count > len(images):
+        size = len(images) if self.classifier is None else count
+        if count < LEAST or (self.classifier is not None and 2 * count > len(images)):
             raise ValueError(
                 f"--samples takes as many images to compare with and as many others, {LEAST} or "
                 f"more of each: {data} has {len(images)}, enough for --samples "
@@ -88,9 +96,11 @@ class Judge:
             )
         check_steps(how.sampler_steps, checkpoint.schedule)
         # Pictures in folders come class by class.
-        order = np.random.default_rng(run.seed).permutation(len(images))[: 2 * count]
-        self.real, self.other = images[order[:count]], images[order[count:]]
-        self.true = None if found.classes is None else found.classes[order[count:]]
+        order = np.random.default_rng(run.seed).permutation(len(images))[: 2 * size]
+        self.trained, self.real, self.other = trained, images[order[:size]], images[order[size:]]
+        self.true = None if found.classes is None else found.classes[order[size:]]
+        if self.classifier is None:
+            self.true = None
         dealt = deal(None, checkpoint)
         if dealt is not None and self.true is not None and self.true.max() < len(dealt):
             # Not those of `real`: samples that share its classes by design are too near to it.
@@ -126,26 +136,16 @@ class Judge:
         self.draw_share()
         return np.ascontiguousarray(self.kept.wait()["images"].transpose(0, 3, 1, 2))
 
-    def numbers(self, trained: Trained | None, plot: Path | None) -> dict[str, Any]:
+    def numbers(self, plot: Path | None) -> dict[str, Any]:
         """What `compared` gives, the share that is recognised where the classes are known, and how
         near to training images samples are where those are known.
 
         plot: of the nearest pairs, a .png
         """
-        samples = self.samples()
-        drawn, other = (self.classifier.read(images) for images in (samples, self.other))
-        sets = {"real": self.classifier(self.real)}
-        sets |= {"drawn": drawn.features, "other": other.features}
-        found = self.how.about() | compared(
-            sets, f"the bundled classifier of {self.classifier.name}"
-        )
-        if self.run.checkpoint.labels == self.classifier.labels:
-            for name, logits, y in (
-                ("drawn", drawn.logits, self.y),
-                ("other", other.logits, self.true),
-            ):
-                if y is not None:
-                    found[name]["recognised"] = _shown(_share(logits.argmax(axis=1) == y))
+        samples, trained = self.samples(), self.trained
+        found: dict[str, Any] = {**self.how.about(), "count": len(samples)}
+        if self.classifier is not None:
+            found |= self._scores(self.classifier, samples)
         if trained is not None:
             unseen = np.concatenate([self.real, self.other])
             both = [copying.nearest_images(x, *trained) for x in (samples, unseen)]
@@ -153,6 +153,20 @@ class Judge:
             found["nearest"] |= copying.compared(*(each.distance for each in both))
             if plot is not None:
                 copying.draw_pairs(plot, samples, trained.images, both[0])
+        return found
+
+    def _scores(self, classifier: Classifier, samples: Array) -> dict[str, Any]:
+        drawn, other = (classifier.read(images) for images in (samples, self.other))
+        sets = {"real": classifier(self.real)}
+        sets |= {"drawn": drawn.features, "other": other.features}
+        found = compared(sets, f"the bundled classifier of {classifier.name}")
+        if self.run.checkpoint.labels == classifier.labels:
+            for name, logits, y in (
+                ("drawn", drawn.logits, self.y),
+                ("other", other.logits, self.true),
+            ):
+                if y is not None:
+                    found[name]["recognised"] = _shown(_share(logits.argmax(axis=1) == y))
         return found
 
 
@@ -181,7 +195,14 @@ def compared(sets: Mapping[str, Array], features: str) -> dict[str, Any]:
 
 
 def show(numbers: Mapping[str, Any], console: Console) -> None:
-    """The numbers of `compared` as a table."""
+    """The numbers of a `Judge`, or of `compared`, as tables."""
+    if "features" in numbers:
+        _show_scores(numbers, console)
+    if "nearest" in numbers:
+        copying.show(numbers["nearest"], console)
+
+
+def _show_scores(numbers: Mapping[str, Any], console: Console) -> None:
     how = ""
     if "sampler" in numbers:
         how = f" ({numbers['sampler']}, {numbers['sampler_steps']} steps)"
@@ -200,8 +221,6 @@ def show(numbers: Mapping[str, Any], console: Console) -> None:
             cells = [(f"{m['value']:.4g}", f"{m['error']:.2g}") if m else ("", "") for m in each]
             table.add_row(label, *(cell for pair in cells for cell in pair))
     console.print(table)
-    if "nearest" in numbers:
-        copying.show(numbers["nearest"], console)
 
 
 def _share(right: Array) -> Measured:
