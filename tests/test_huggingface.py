@@ -184,8 +184,8 @@ def test_damaged(tmp_path):
     outside = json.loads(whole[state])
     outside["_data_files"] = [{"filename": "../there.arrow"}]
     broken = [
-        (state, b"", "cannot be read as JSON"),
-        (state, b"[]", "cannot be read as JSON"),
+        (state, b"", "is not JSON"),
+        (state, b"[]", "is not a JSON object"),
         (state, json.dumps(outside).encode(), "has data outside of it"),
         (info, b"{", "cannot be read as a data set"),
         (data, whole[data][:200], "cannot be read as a data set"),

@@ -17,6 +17,7 @@ import numpy as np
 import typer
 
 from ddpm_core.checkpoints import Checkpoint
+from ddpm_core.checkpoints.fields import cut
 from ddpm_core.checkpoints.files import open_regular, write_whole
 from ddpm_core.cli import processes
 from ddpm_core.cli.datasets.arrays import read_arrays
@@ -24,6 +25,7 @@ from ddpm_core.typing import Array
 
 PATIENCE = 600.0  #: seconds without a new file, after which other processes are not waited for
 _ABOUT = "about.json"  #: in each file, beside the arrays
+_MOST = 1 << 22  #: bytes of it, of which 200,000 samples take less
 
 
 class Kept:
@@ -113,26 +115,28 @@ class Kept:
         unreadable = ValueError(
             f"{path} cannot be read as {self.what}: remove it, or choose another --work-dir"
         )
-        try:
-            with open_regular(path) as file, zipfile.ZipFile(file) as archive:
-                before = json.loads(archive.open(_ABOUT).read(1 << 24))
-        except (zipfile.BadZipFile, KeyError, ValueError, RecursionError):
-            raise unreadable from None
+        with open_regular(path) as file:
+            try:
+                with zipfile.ZipFile(file) as archive:
+                    before = json.loads(archive.open(_ABOUT).read(_MOST))
+            except MemoryError:
+                raise
+            except Exception:  # of whatever is wrong with a foreign file
+                raise unreadable from None
         check_about(folder, before, self.about, self.what, "--work-dir")
         wanted = {**self.arrays, **self.given}
         try:
             found = read_arrays(path, "ids", *wanted)
         except ValueError:
             raise unreadable from None
-        ids = found.get("ids", np.zeros(0))
-        wrong = [
-            name
-            for name, array in wanted.items()
-            if name not in found
+        ids = found.get("ids", np.zeros(()))
+        fits = ids.ndim == 1 and ids.dtype.kind == "i" and ids.min(initial=0) >= 0
+        if not fits or any(
+            name not in found
             or found[name].dtype != array.dtype
             or found[name].shape != (len(ids), *array.shape[1:])
-        ]
-        if wrong or ids.dtype.kind != "i" or ids.ndim != 1 or ids.min(initial=0) < 0:
+            for name, array in wanted.items()
+        ):
             raise unreadable
         here = ids < len(self.there)  # another command may have computed more
         ids = ids[here]
@@ -155,7 +159,7 @@ def check_about(
         found = cast(Any, before).get(key) if isinstance(before, dict) else None
         if found != value:
             raise ValueError(
-                f"{folder} holds {what} of {key} {found}, not {value}; choose another {option}"
+                f"{folder} holds {what} of {key} {cut(found)}, not {value}; choose another {option}"
             )
 
 

@@ -11,7 +11,7 @@ from typing import Any, cast
 from ddpm_core.checkpoints.fields import cut
 from ddpm_core.checkpoints.files import open_regular, write_whole
 
-LARGEST = 1 << 20  #: bytes of a file
+LARGEST = 1 << 14  #: bytes of a file; some take a time that grows as their square
 
 
 def read(path: Path, known: Collection[str]) -> dict[str, str]:
@@ -29,7 +29,10 @@ def read(path: Path, known: Collection[str]) -> dict[str, str]:
         raise ValueError(f"{path} is not a TOML file ({cut(error)})") from None
     if others := sorted(found.keys() - set(known)):
         raise ValueError(f"{path}: no option {cut(others[0])}; there are {', '.join(known)}")
-    return {name: _word(value) for name, value in found.items()}
+    try:
+        return {name: _word(value) for name, value in found.items()}
+    except ValueError:  # Python's, of an integer in hex
+        raise ValueError(f"{path} has an integer of too many digits to be an option") from None
 
 
 def write(path: Path, options: Mapping[str, Any]) -> None:

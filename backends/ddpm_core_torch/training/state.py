@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ddpm_core.checkpoints.fields import cut
 from ddpm_core.checkpoints.files import read_tensors, write_whole
 
 
@@ -22,7 +23,9 @@ class OtherRunError(ValueError):
     """
 
     def __init__(self, path: str | Path, differences: Mapping[str, tuple[Any, Any]]) -> None:
-        told = "; ".join(f"{k} was {old} and is {new}" for k, (old, new) in differences.items())
+        told = "; ".join(
+            f"{cut(k)} was {cut(old)} and is {cut(new)}" for k, (old, new) in differences.items()
+        )
         super().__init__(f"{path} is of another run: {told}")
         self.differences = differences
 
@@ -68,7 +71,7 @@ def read(path: str | Path) -> State:
         about = json.loads(text)
         state = State(**about, tensors=tensors)
     except (ValueError, TypeError, RecursionError) as error:
-        raise ValueError(f"{path} has metadata that cannot be read: {error!r}") from None
+        raise ValueError(f"{path} has metadata that cannot be read: {cut(repr(error))}") from None
     for name in ("done", "updates"):
         if type(count := getattr(state, name)) is not int or not 0 <= count < 2**63:
             raise ValueError(

@@ -51,7 +51,7 @@ def read(
     background: the colour, "white" or "#ffffff", that transparent pixels of pictures are laid on
     skip_bad: leave out the pictures that cannot be read
 
-    FileNotFoundError or ValueError, one line, if there is nothing there that can be read. If
+    OSError or ValueError, one line, if there is nothing there that can be read. If
     pictures cannot be read, and they are more than the line can name, stderr lists them all.
     """
     path = Path(path)

@@ -31,9 +31,8 @@ def read_numpy(path: Path) -> Images:
         archive, members = _members(path, file)
         names = [name for name in ("images", "x", "arr_0") if name in members]
         if not names:
-            raise ValueError(
-                f"{path} has none of images, x, arr_0, but {', '.join(members) or 'nothing'}"
-            )
+            others = reason(", ".join(members)) if members else "nothing"
+            raise ValueError(f"{path} has none of images, x, arr_0, but {others}")
         second = [name for name in ("classes", "labels", "y", "arr_1") if name in members]
         arrays = [
             _Npy(path, _member(path, archive, members[name]), members[name].file_size)
@@ -71,7 +70,7 @@ def read_features(path: Path) -> dict[str, Array]:
         if array.dtype.kind not in "fiu" or array.ndim != 2:
             raise ValueError(
                 f"{path}: {name} must hold numbers (N, D), a row a sample, but holds "
-                f"{array.dtype} {array.shape}"
+                f"{reason(f'{array.dtype} {array.shape}')}"
             )
     return arrays
 
@@ -117,10 +116,11 @@ class _Npy:
             raise _unreadable(path, "it holds Python objects")
         claimed = math.prod(self.shape) * self.dtype.itemsize
         if any(n < 0 for n in self.shape) or head.tell() + claimed != size:
-            raise _unreadable(
-                path, f"its header says {self.dtype} {self.shape}, but it has {size:,} bytes"
-            )
+            raise _unreadable(path, f"its header says {self}, but it has {size:,} bytes")
         self.size, self.offset = claimed, head.tell()
+
+    def __str__(self) -> str:
+        return reason(f"{self.dtype} {self.shape}")
 
     def mapped(self) -> Array:
         """The array in its file, of which only what is looked at is read."""
@@ -140,7 +140,7 @@ class _Npy:
 
 def _images_of(path: Path, images: _Npy, classes: _Npy | None) -> Images:
     if classes is not None and classes.dtype.kind not in "iu":
-        raise ValueError(f"{path} must hold classes as integers, but holds {classes.dtype}")
+        raise ValueError(f"{path} must hold classes as integers, but holds {classes}")
     last = _check_images(path, images)
     if classes is not None and classes.shape != images.shape[:1]:
         raise ValueError(f"{path} must hold one class of at least 0 per image")
@@ -164,7 +164,7 @@ def _check_images(path: Path, images: _Npy) -> bool:
     if len(shape) not in (3, 4) or images.dtype != np.uint8:
         raise ValueError(
             f"{path} must hold uint8 images (N, H, W), (N, H, W, C) or (N, C, H, W), but holds "
-            f"{images.dtype} {shape}"
+            f"{images}"
         )
     if images.size == 0:
         raise ValueError(f"{path} has no images: their shape is {shape}")

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib
 import io
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ddpm_core.checkpoints.fields import MAX_JSON, Fields, cut, parse, shown
 from ddpm_core.cli.datasets.pictures import Reader, opened_picture
 from ddpm_core.cli.datasets.shared import Images, channels_last, open_regular, reason
 
@@ -35,6 +35,7 @@ def read_saved(path: Path, split: str, reader: Reader) -> Images:
         open_regular(path / name).close()
     try:
         dataset = library.load_from_disk(str(path.absolute())).with_format(None)
+        dataset.data.validate(full=True)  # offsets outside of the data would end the process
         features = dataset.features
     except Exception as error:  # of whatever is wrong with a foreign file
         raise ValueError(f"{path} cannot be read as a data set ({reason(error)})") from None
@@ -44,20 +45,25 @@ def read_saved(path: Path, split: str, reader: Reader) -> Images:
         columns = ", ".join(f"{name} ({type(kind).__name__})" for name, kind in features.items())
         raise ValueError(
             f"{path} must have one column of pictures (Image, or uint8 arrays of 2 or 3 "
-            f"dimensions) and at most one ClassLabel, but has {columns}: keep those that are "
-            f"meant, as by select_columns"
+            f"dimensions) and at most one ClassLabel, but has {reason(columns)}: keep those that "
+            f"are meant, as by select_columns"
         )
     column = dataset.select_columns(images)
     if isinstance(features[images[0]], library.Image):
         column = column.cast_column(images[0], library.Image(decode=False))
-    names = range(len(column))
-    x, kept, said = reader.read(path, [f"row {i}" for i in names], lambda i: _open(column[i]))
+    rows = [f"row {i}" for i in range(len(column))]
+    x, kept, said = reader.read(path, rows, lambda i: _open(column[i]))
     if not labels:
         return Images(x, None, (), said)
     classes = dataset.select_columns(labels)[:][labels[0]]
     if None in classes or min(classes, default=0) < 0:
         raise ValueError(f"{path} has rows without a class in its column {labels[0]}")
-    return Images(x, np.asarray(classes, np.int64)[kept], tuple(features[labels[0]].names), said)
+    names = tuple(features[labels[0]].names)
+    if max(classes, default=0) >= len(names):
+        raise ValueError(
+            f"{path} has class {max(classes)} in its column {labels[0]}, but names {len(names)}"
+        )
+    return Images(x, np.asarray(classes, np.int64)[kept], names, said)
 
 
 def _library(path: Path) -> Any:
@@ -69,28 +75,28 @@ def _library(path: Path) -> Any:
 
 def _split(path: Path, split: str) -> str:
     """The split of a DatasetDict that is asked for; "t10k" is its "test"."""
-    splits: list[str] = _json(path / DICT, "splits")
+    splits = _json(path / DICT).texts("splits")
     if split == "t10k" and split not in splits:
         split = "test"
     if split not in splits:
-        raise ValueError(f"{path} has no split {split}, but {', '.join(map(str, splits))}")
+        raise ValueError(f"{path} has no split {split}, but {cut(', '.join(splits))}")
     return split
 
 
 def _files(path: Path) -> list[str]:
     """The files of a data set."""
-    names = [STATE, INFO, *(file["filename"] for file in _json(path / STATE, "_data_files"))]
-    if any(Path(name).name != name for name in names):
-        raise ValueError(f"{path} has data outside of it")
+    names = [STATE, INFO]
+    for file in _json(path / STATE).entries("_data_files"):
+        name = Fields(file, f"{path / STATE}: an entry of _data_files").value("filename")
+        if not isinstance(name, str) or Path(name).name != name or not name.isprintable():
+            raise ValueError(f"{path} has data outside of it: {shown(name)}")
+        names.append(name)
     return names
 
 
-def _json(path: Path, key: str) -> Any:
+def _json(path: Path) -> Fields:
     with open_regular(path) as file:
-        try:
-            return json.load(file)[key]
-        except Exception as error:  # of whatever is wrong with a foreign file
-            raise ValueError(f"{path} cannot be read as JSON ({reason(error)})") from None
+        return parse(file.read(MAX_JSON + 1), str(path))
 
 
 def _is_image(library: Any, kind: Any) -> bool:

@@ -22,7 +22,7 @@ from ddpm_core.typing import Array
 PICTURES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff"}
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "WEBP", "TIFF")  #: of Pillow, which looks at the content
 
-PIXELS = 80_000_000  #: of one picture
+PIXELS = 1 << 26  #: of one picture, which takes up to 1 GB
 AHEAD = 128  #: pictures that are decoded before they are asked for
 PATIENCE = 2.0  #: seconds without a word of progress
 NAMED = 3  #: things that a line names, of many
@@ -241,25 +241,33 @@ def _picture(opened: Any, size: int | None, colour: tuple[int, ...]) -> Picture:
             f"{opened.width} x {opened.height} pixels, of which {PIXELS:,} are the most"
         )
     grey = opened.mode in ("1", "L", "LA", "La") or opened.mode.startswith("I")
-    picture: Image.Image = ImageOps.exif_transpose(opened)
+    mode, picture = opened.mode, opened
+    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith("I"):  # 16-bit grey, which Pillow would cut off at 255
-        values = np.asarray(picture)
+        values = np.array(picture, np.int32)
         if values.min() < 0 or values.max() > 65535:
             raise ValueError(f"{values.min()} .. {values.max()} is no range of 16 bits")
-        picture = Image.fromarray(np.rint(values / 257).astype(np.uint8))
+        values += 128  # in place, as v / 257 rounded would not be
+        values //= 257
+        picture = Image.fromarray(values.astype(np.uint8))
     if picture.mode == "F":  # which may lie in 0 .. 1, or in 0 .. 255
         raise ValueError("its pixels are floats, whose white is unknown: save it with 8 bits")
     transparent = False
     if "A" in picture.getbands() or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        transparent = np.asarray(picture)[..., 3].min() < 255
+        picture = _in_mode(picture, "RGBA")
+        transparent = picture.getchannel("A").getextrema()[0] < 255
         picture = Image.alpha_composite(Image.new("RGBA", picture.size, colour), picture)
         grey = grey and not (transparent and len(set(colour)) > 1)
     whole = picture.size
-    picture = picture.convert("L" if grey else "RGB")
+    picture = _in_mode(picture, "L" if grey else "RGB")
     if size is not None:  # a filter as wide as what becomes one pixel: it does not alias
         picture = ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS)
-    return Picture(np.asarray(picture), whole, opened.mode, bool(transparent))
+    return Picture(np.asarray(picture), whole, mode, transparent)
+
+
+def _in_mode(picture: Any, mode: str) -> Any:
+    """A picture in a mode: itself, not a copy, if it has that already."""
+    return picture if picture.mode == mode else picture.convert(mode)
 
 
 def _colour(name: str) -> tuple[int, ...]:
