@@ -10,7 +10,7 @@ from hypothesis import given
 
 from ddpm_core import VP, Level, cosine, from_betas, linear, zero_terminal_snr
 from ddpm_core.schedules import Discrete, LinearLogSNR, scaled_linear
-from ddpm_core.testing import check_schedule, strategies
+from ddpm_core.testing import check_schedule, examine_schedule, strategies
 
 
 @given(strategies.schedules(zero_terminal=True))
@@ -63,16 +63,25 @@ def noisy_start(level):
 @pytest.mark.parametrize(
     ("schedule", "says"),
     [
-        (Broken(off_by("alpha", 1 + 1e-6)), r"alpha² \+ sigma² = 1: at \d+ of 1000 levels"),
+        (
+            Broken(off_by("alpha", 1 + 1e-6)),
+            r"alpha² \+ sigma² = 1 \(.*at time 0.001: 1.000002 and not 1; \d+ of 1000 cases",
+        ),
         (Broken(off_by("alpha", 1 + 1e-6)), r"alpha² = sigmoid\(logsnr\)"),
         (Broken(off_by("sigma", 1 + 1e-6)), r"sigma² = sigmoid\(-logsnr\)"),
-        (Broken(rising), r"log-SNR falls: at 500 steps it does not, first from .* at time 0.5 "),
-        (Broken(noisy_start), r"clean end: log-SNR is -0.4\d+ at the clean time 0"),
+        (
+            Broken(rising),
+            r"log-SNR falls \(.*\): at 500 steps it does not, first from .* at time 0.5 ",
+        ),
+        (Broken(noisy_start), r"clean end: .*: log-SNR is -0.4\d+ at the clean time 0"),
         (
             Broken(at=off_by("time", 1.001)),
-            r"at\(\) inverts the schedule: .* off by 0.001 at time 1",
+            r"at\(\) inverts the schedule .* at time 0.001: .* off by 0.001 at time 1,",
         ),
-        (LinearLogSNR(13.3, -2.0), r"terminal noise: .* is 0.0635 nats"),
+        (
+            LinearLogSNR(13.3, -2.0),
+            r"terminal noise: .*: 0.063464 and not at most 0.01, off by 0.0535$",
+        ),
     ],
 )
 def test_broken_law_is_named(schedule, says):
@@ -81,12 +90,24 @@ def test_broken_law_is_named(schedule, says):
         check_schedule(schedule)
 
 
+def test_the_report_has_every_law():
+    """Each with its paper and the cases that were tried; one of a broken schedule has the rest."""
+    report = check_schedule(betas=np.linspace(1e-4, 0.02, 1000))
+    assert len(report.findings) == 10
+    assert all(finding.source and finding.verdict == "holds" for finding in report.findings)
+    broken = examine_schedule(Broken(off_by("alpha", 1 + 1e-6)))
+    assert [f.law for f in broken.broken][:2] == ["alpha² + sigma² = 1", "alpha² = sigmoid(logsnr)"]
+    assert {"holds", "broken"} == {finding.verdict for finding in broken.findings}
+
+
 def test_terminal_noise_is_the_prior_term():
     """KL(N(α, σ²) ‖ N(0, 1)) = ½ (α² + σ² - 1 - log σ²) = -½ log(1 - ᾱ_T) (Ho et al. 2020, L_T)."""
     betas = np.linspace(1e-4, 0.02, 100)
     kl = -0.5 * math.log1p(-np.prod(1 - betas))
     check_schedule(betas=betas, terminal_kl=kl * (1 + 1e-9))
-    with pytest.raises(AssertionError, match=rf"is {kl:.3g} nats"):
+    with pytest.raises(
+        AssertionError, match=rf"at time 100.*: {kl:.6g}\d* and not at most {kl:.6g}"
+    ):
         check_schedule(betas=betas, terminal_kl=kl * (1 - 1e-9))
 
 
@@ -105,7 +126,8 @@ def test_betas_that_are_not_recovered_are_named():
     right, wrong = np.full(300, 0.05), np.full(300, 0.05)
     wrong[41] = 0.051
     with pytest.raises(
-        AssertionError, match=r"= beta_t: at 1 of 300 levels .* off by 0.001 at time 42"
+        AssertionError,
+        match=r"= beta_t .* at time 42: 0.05 and not 0.051; 1 of 300 cases .* off by 0.001",
     ):
         check_schedule(betas=Beta([right, wrong]))
 

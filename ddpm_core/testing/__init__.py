@@ -4,6 +4,6 @@
 """
 
 from ddpm_core.testing.backends import check_backend
-from ddpm_core.testing.schedules import check_schedule
+from ddpm_core.testing.schedules import check_schedule, examine_schedule
 
-__all__ = ["check_backend", "check_schedule"]
+__all__ = ["check_backend", "check_schedule", "examine_schedule"]
