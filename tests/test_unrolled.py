@@ -154,3 +154,33 @@ def test_unrolled_of_wrong_shape():
             said = f"point {i} depends on reading or noise {j}, which comes after it"
             with pytest.raises(ValueError, match=said):
                 replace(good, **{name: ahead})
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("name", ["x", "y", "z", "alpha", "sigma"])
+def test_unrolled_of_what_is_no_number(name, bad):
+    """A NaN or an infinity in a table or a level is refused, with its place."""
+    good = ddpm.ancestral(LINEAR, 3).unroll()
+    where = "[2, 1]" if name in "yz" else "[2]"
+    table = getattr(good.levels if name in ("alpha", "sigma") else good, name).copy()
+    table[(2, 1) if name in "yz" else 2] = bad
+    change = {name: table}
+    if name in ("alpha", "sigma"):
+        change = {"levels": good.levels._replace(**change)}
+        name = f"levels.{name}"
+    with pytest.raises(ValueError, match=re.escape(f"but {name}{where} is {bad}")):
+        replace(good, **change)
+    if "levels" in change:
+        with pytest.raises(ValueError, match=re.escape(f"but {name}{where} is {bad}")):
+            replace(ddpm.ancestral(LINEAR, 3), **change)
+
+
+def test_unrolled_of_levels_without_log_snr():
+    """The last level's log-SNR may be infinite, as at clean data, and no NaN."""
+    good = ddpm.ancestral(LINEAR, 3)
+    logsnr = good.levels.logsnr.copy()
+    logsnr[-1] = np.nan
+    for table in (good, good.unroll()):
+        assert table.levels.logsnr[-1] == np.inf
+        with pytest.raises(ValueError, match=r"levels.logsnr\[3\] is nan"):
+            replace(table, levels=good.levels._replace(logsnr=logsnr))

@@ -28,7 +28,7 @@ from ddpm_core.gaussians import Gaussian, log_prob
 from ddpm_core.grids import Grid, check_steps, trailing
 from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Parameterisation, reading, x0
-from ddpm_core.samplers.unrolled import Unrolled, check_calls
+from ddpm_core.samplers.unrolled import Unrolled, check_calls, check_numbers
 from ddpm_core.schedules import Schedule
 from ddpm_core.schedules.protocol import check_is_schedule
 from ddpm_core.typing import Array, Lincomb, Scalar
@@ -94,14 +94,8 @@ class Sampler:
                 f"point has shape {self.point.shape}, but a row has at least 4 coefficients, over "
                 f"(point, anchor, m_0, z)"
             )
+        check_numbers(self.levels, read=self.read, point=self.point, anchor=self.anchor)
         check_calls(self.levels)
-        for name in ("read", "point", "anchor"):
-            finite = np.isfinite(getattr(self, name))
-            if not finite.all():
-                i, j = (int(k) for k in np.argwhere(~finite)[0])
-                raise ValueError(
-                    f"a table must be finite, but {name}[{i}, {j}] is {getattr(self, name)[i, j]}"
-                )
 
     @property
     def nfe(self) -> int:

@@ -39,6 +39,7 @@ class Unrolled:
                 raise ValueError(
                     f"{name} has shape {getattr(self, name).shape}, but {n + 1} levels need {shape}"
                 )
+        check_numbers(self.levels, x=self.x, y=self.y, z=self.z)
         ahead = np.triu(np.abs(self.y) + np.abs(self.z))
         if ahead.any():
             i, j = np.argwhere(ahead)[0]
@@ -53,6 +54,21 @@ class Unrolled:
     def stochastic(self) -> bool:
         """Whether any point depends on noise."""
         return bool(self.z.any())
+
+
+def check_numbers(levels: Level, **tables: Array) -> None:
+    """ValueError if a table or a level has a number that is not finite; a log-SNR may be infinite.
+
+    A level's time is a label, and is not looked at.
+    """
+    numbers = {f"levels.{name}": getattr(levels, name) for name in ("alpha", "sigma")}
+    for name, values in (numbers | tables).items():
+        finite = np.isfinite(values)
+        if not finite.all():
+            at = [int(k) for k in np.argwhere(~finite)[0]]
+            raise ValueError(f"a table must be finite, but {name}{at} is {values[tuple(at)]}")
+    if np.isnan(levels.logsnr).any():
+        raise ValueError(f"levels.logsnr[{int(np.argmax(np.isnan(levels.logsnr)))}] is nan")
 
 
 def check_calls(levels: Level) -> None:
