@@ -4,6 +4,13 @@
 """
 
 from ddpm_core.testing.backends import check_backend
+from ddpm_core.testing.samplers import check_sampler, examine_sampler
 from ddpm_core.testing.schedules import check_schedule, examine_schedule
 
-__all__ = ["check_backend", "check_schedule", "examine_schedule"]
+__all__ = [
+    "check_backend",
+    "check_sampler",
+    "check_schedule",
+    "examine_sampler",
+    "examine_schedule",
+]

@@ -59,7 +59,7 @@ def tried(
                 how = both.how
         except Exception as error:
             first = (str(error).strip() or "no message").splitlines()[0]
-            failure = f"{at(case)}: it raises {type(error).__name__}: {first}"
+            failure = f"at {at(case)}: it raises {type(error).__name__}: {first}"
             return Finding(law, source, len(kept) + 1, failure=failure)
         kept.append(case)
     if not kept:
@@ -83,12 +83,12 @@ def compared(law: str, source: str, both: Sides, at: Callable[[int], str]) -> Fi
     i = int(np.argmax(bad))
     ours, theirs = _told(found[i], wanted[i])
     bound = f"{both.how} {theirs}" if both.how else theirs
-    failure = f"{at(i)}: {ours} and not {bound}"
+    failure = f"at {at(i)}: {ours} and not {bound}"
     if n > 1:
         failure += f"; {np.count_nonzero(bad)} of {n} cases break it, the worst"
     failure += f"{',' if n == 1 else ''} off by {error[j]:.3g}"
     if n > 1:
-        failure += f" {at(j)}"
+        failure += f" at {at(j)}"
     if allowed[j] > 0:
         failure += f", where {allowed[j]:.3g} is rounding"
     return Finding(law, source, n, float(error[j]), float(allowed[j]), failure)

@@ -92,7 +92,7 @@ def _levels(schedule: Schedule) -> Level:
 
 
 def _over(law: str, source: str, levels: Level, *sides: Any) -> Finding:
-    return compared(law, source, Sides(*sides), lambda i: f"at time {levels.time[i]:g}")
+    return compared(law, source, Sides(*sides), lambda i: f"time {levels.time[i]:g}")
 
 
 def _variance_preserved(levels: Level) -> Finding:
@@ -157,7 +157,7 @@ def _terminal_noise(schedule: Schedule, terminal_kl: float) -> Finding:
         "terminal noise: KL(q(x_T | x_0) || N(0, I)) in nats per dimension at |x_0| = 1",
         "Ho et al. 2020, Eq. 5, L_T",
         Sides(kl, terminal_kl, how="at most"),
-        lambda _: f"at time {end.time:g}, where alpha is {end.alpha:.3g}",
+        lambda _: f"time {end.time:g}, where alpha is {end.alpha:.3g}",
     )
 
 
