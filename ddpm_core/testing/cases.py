@@ -35,14 +35,15 @@ def tried(
     law: str,
     source: str,
     cases: Iterable[T],
-    sides: Callable[[T], Sides | None],
+    sides: Callable[[T], Sides | str | None],
     *,
     at: Callable[[T], str] = str,
     note: str = "",
 ) -> Finding:
     """A law over cases, the simplest first.
 
-    sides: case -> its `Sides`, or None where the law says nothing. An exception breaks the law
+    sides: case -> its `Sides`; what is wrong, in words; or None where the law says nothing. An
+        exception breaks the law
     at: case -> where that is, in words
     note: why, where the law says nothing of any case
     """
@@ -55,6 +56,8 @@ def tried(
                 both = sides(case)
                 if both is None:
                     continue
+                if isinstance(both, str):
+                    return Finding(law, source, len(kept) + 1, failure=f"at {at(case)}: {both}")
                 worst.append(_worst_of(both))
                 how = both.how
         except Exception as error:
