@@ -187,6 +187,23 @@ def test_precision():
         check_sampler(rough)
 
 
+def test_a_step_that_looks_at_the_whole_batch():
+    """Its table is no sampler's: the probe of a step cannot tell it, but the law of the mean does.
+
+    Of a factor that all elements share, a probe sees as much as of a coefficient.
+    """
+    levels = ddpm.levels_of(LINEAR, 4)
+    rows = ddpm.ddim(LINEAR, 4).rows()
+
+    def step(i, x, y, z, share=0.0):
+        x = ddpm.advance(rows[i], samplers.State(x, x, ()), y).point
+        return x * (1 + share * np.sqrt((x**2).mean()))
+
+    check_sampler(samplers.from_step(step, levels))
+    with pytest.raises(AssertionError, match="the mean at each level is alpha x_0"):
+        check_sampler(samplers.from_step(partial(step, share=1e-6), levels))
+
+
 def test_arguments():
     """What is no sampler, and an order of a single table."""
     with pytest.raises(TypeError, match=r"sampler must be a Sampler, an Unrolled, or a function"):

@@ -121,8 +121,23 @@ def test_from_step_converts_arrays():
         lambda i, x, y, z: x * y,
         lambda i, x, y, z: np.maximum(z, 0),
         lambda i, x, y, z: x * np.nan,
+        lambda i, x, y, z: x + y + z**2,
+        lambda i, x, y, z: x + y + z * np.abs(z),
+        lambda i, x, y, z: x / np.maximum(1, np.abs(x)) + y,
+        lambda i, x, y, z: np.where(np.abs(x) > 1.5, 0.5, 1.0) * x + y,
     ],
-    ids=["square", "clip", "constant", "product", "relu", "nan"],
+    ids=[
+        "square",
+        "clip",
+        "constant",
+        "product",
+        "relu",
+        "nan",
+        "noise squared",
+        "noise by its size",
+        "norm of a sample",
+        "norm above a limit",
+    ],
 )
 def test_from_step_of_what_is_not_linear(step):
     """Each of these maps basis vectors as some linear map does, but their sums not, or is NaN."""

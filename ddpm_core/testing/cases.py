@@ -126,6 +126,8 @@ def _size(error: Array, allowed: Array) -> Array:
 
 def _worst_of(both: Sides) -> tuple[float, float, float]:
     """(found, wanted, allowed) of the element that is furthest off."""
+    if all(isinstance(number, (int, float)) for number in both[:3]):
+        return float(both.found), float(both.wanted), float(both.allowed)
     error, allowed = _error(both)
     if not error.size:
         return 0.0, 0.0, 0.0

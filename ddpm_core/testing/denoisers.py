@@ -91,7 +91,8 @@ def examine_denoiser(
     def alone(t: Level) -> Sides:
         x = points(t)
         wanted = np.concatenate([call(x[i : i + 1], t) for i in range(len(x))])
-        return Sides(call(x, t), wanted, slack(t, wanted, x))
+        found = np.concatenate([call(x[:2], t), call(x, t)])  # by two, where pairs are unpacked
+        return Sides(found, np.concatenate([wanted[:2], wanted]), slack(t, wanted, x))
 
     def mixed(t: Level) -> Sides:
         x = points(t)[:2] if len(data) > 1 else points(t)[::2][:2]

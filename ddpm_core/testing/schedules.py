@@ -67,6 +67,11 @@ def examine_schedule(
         except ValueError as error:
             form = Finding("these numbers are a schedule", _MARGINAL, failure=str(error))
             return Report("this schedule", (form,))
+    with np.errstate(all="ignore"):  # of numbers that a law then finds
+        return Report("this schedule", tuple(_findings(schedule, betas, terminal_kl)))
+
+
+def _findings(schedule: Schedule, betas: Any, terminal_kl: float) -> list[Finding]:
     levels = _levels(schedule)
     falls = _snr_falls(levels)
     findings = [
@@ -81,7 +86,7 @@ def examine_schedule(
         findings += _posterior(levels)
         if betas is not None:
             findings.append(_betas_recovered(levels, np.asarray(betas, dtype=np.float64)))
-    return Report("this schedule", tuple(findings))
+    return findings
 
 
 def _levels(schedule: Schedule) -> Level:
@@ -104,8 +109,7 @@ def _snr_falls(levels: Level) -> Finding:
     law = "log-SNR falls"
     if len(levels.time) < 2:
         return Finding(law, _SNR, note="the schedule has one noisy level")
-    with np.errstate(invalid="ignore"):
-        bad = ~(np.diff(levels.logsnr) < 0)
+    bad = ~(np.diff(levels.logsnr) < 0)
     failure = ""
     if bad.any():
         i = int(np.argmax(bad))
