@@ -22,8 +22,9 @@ from wrong_backends import (
 
 import ddpm_core as ddpm
 from ddpm_core import arrays
+from ddpm_core.testing import backends as suite
 from ddpm_core.testing import check_backend
-from ddpm_core.testing.backend_checks import CHECKS
+from ddpm_core.testing.backend_checks import CHECKS, Finding
 from ddpm_core_numpy import NumPy, NumPyOps
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -322,9 +323,12 @@ class Mine(ddpm.backends.Backend):
 def test_a_small_backend():
     """One that gives what it must passes, and what it does not give is not applicable."""
     silent = {"gradients", "compiled step", "memory kept"}
-    lines = {line.check: line for line in check_backend(Mine())}
-    wanted = {name: "not applicable" if name in silent else "ok" for name in CHECKS}
-    assert {name: line.verdict for name, line in lines.items()} == wanted, lines
+    report = check_backend(Mine())
+    found = {finding.law.partition(":")[0]: finding for finding in report.findings}
+    wanted = {name: "does not apply" if name in silent else "holds" for name in CHECKS}
+    assert {name: finding.verdict for name, finding in found.items()} == wanted, report
+    assert found["gradients"].note == "mine has no gradients"
+    assert found["lincomb"].error <= found["lincomb"].allowed
 
 
 def test_the_report():
@@ -343,7 +347,22 @@ def test_the_report():
     with pytest.raises(AssertionError) as caught:
         check_backend(Wrong())
     first, *rest = str(caught.value).splitlines()
-    assert first == "6 of 11 checks of Wrong(device='cpu', dtype=dtype('float32')) failed"
-    assert rest[0] == "- native noise: failed (RuntimeError: no generator)"
-    assert rest[1].startswith("- lincomb: failed (one to six terms: 0.00")
-    assert rest[1].endswith(", allowed 4.8e-07)")
+    assert first == "6 laws of Wrong(device='cpu', dtype=dtype('float32')) fail"
+    where = "(beside NumPy in float64)"
+    noise = f"- native noise: moments, in standard errors {where}: RuntimeError: no generator"
+    assert rest[0] == noise
+    assert rest[1].startswith(f"- lincomb: one to six terms {where}: off by 0.00")
+    assert rest[1].endswith(", where 4.8e-07 is allowed")
+
+
+def test_what_is_only_reported(monkeypatch):
+    """Has its number and its words, and is no law."""
+
+    class Peak(Mine):
+        def checks(self):
+            return {"peak": ("MiB, of a call", lambda on, host: Finding(12.0, None, "12 MiB"))}
+
+    monkeypatch.setattr(suite, "CHECKS", {})
+    (found,) = check_backend(Peak()).findings
+    assert (found.law, found.verdict) == ("peak: MiB, of a call", "does not apply")
+    assert (found.error, found.note) == (12.0, "12 MiB")

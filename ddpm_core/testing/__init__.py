@@ -5,7 +5,7 @@ that breaks one; each `examine_*` returns the report in any case. `strategies` h
 strategies behind them, and needs hypothesis; the checks do not.
 """
 
-from ddpm_core.testing.backends import check_backend
+from ddpm_core.testing.backends import check_backend, examine_backend
 from ddpm_core.testing.denoisers import check_denoiser, examine_denoiser
 from ddpm_core.testing.kernels import check_kernel, examine_kernel
 from ddpm_core.testing.networks import check_network, examine_network
@@ -26,6 +26,7 @@ __all__ = [
     "check_parameterisation",
     "check_sampler",
     "check_schedule",
+    "examine_backend",
     "examine_denoiser",
     "examine_kernel",
     "examine_network",

@@ -13,6 +13,7 @@ import numpy as np
 from ddpm_core.backends import Backend, backend
 from ddpm_core.nn import Ops
 from ddpm_core.testing.backend_checks import CHECKS, Check, NotApplicable
+from ddpm_core.testing.report import Finding, Report
 
 
 class Line(NamedTuple):
@@ -31,20 +32,37 @@ class Line(NamedTuple):
         return f"{self.check}: {self.verdict} ({why})"
 
 
-def check_backend(on: Backend) -> list[Line]:
+def check_backend(on: Backend) -> Report:
     """Checks a backend against NumPy in float64; AssertionError says which checks fail, and how.
 
     Noise, the forward process, samplers and the UNet must give NumPy's numbers to rounding, and a
     compiled step those of the plain one. It takes seconds where nothing is compiled, and otherwise
-    a minute or two. What a backend lacks, such as gradients, is not applicable. For a test of your
+    a minute or two. What a backend lacks, such as gradients, does not apply. For a test of your
     own package: `check_backend(Mine())`.
     """
-    lines = list(examined(on))
-    failed = [line for line in lines if line.verdict == "failed"]
-    if failed:
-        count = f"{len(failed)} of {len(lines)} checks of {on!r} failed"
-        raise AssertionError("\n".join([count, *(f"- {line}" for line in failed)]))
-    return lines
+    return examine_backend(on).check()
+
+
+def examine_backend(on: Backend) -> Report:
+    """What `check_backend` finds, as a report, also where a check fails."""
+    return Report(repr(on), tuple(map(_finding, examined(on))))
+
+
+def _finding(line: Line) -> Finding:
+    """A line as a law; what is only reported has its number and no case."""
+    judged, failed = line.verdict in ("ok", "failed"), line.verdict == "failed"
+    words = line.note
+    if failed and line.largest is not None:
+        words = f"off by {line.largest:.2g}, where {line.allowed:.2g} is allowed"
+    return Finding(
+        f"{line.check}: {line.compared}",
+        "beside NumPy in float64",
+        int(judged),
+        line.largest,
+        line.allowed,
+        failure=words if failed else "",
+        note="" if failed else words,
+    )
 
 
 def examined(
