@@ -40,7 +40,7 @@ def check_sampler(
     sampler: a table, as `Sampler` or `Unrolled`; or what makes one, (schedule, steps, *, times=),
         of which the simplest table that breaks a law is told
     order: of convergence, that it is said to have; needs a maker which takes times=, and scipy
-    schedule: of a maker; by default `linear`, of T = 1 .. 16 and 1000
+    schedule: of a maker; by default `linear`, of T = 1 .. 16 and 1000, and `VP` for the order
     steps: of a maker; by default all counts up to 16, then 30 and 61
     calls: of a maker, steps -> network calls; by default each step after the second is as many
     threads: whether a maker is also run in several at once
@@ -97,12 +97,11 @@ def examine_sampler(
             f"one, such as ddim, but is {kind(sampler)}"
         )
     made, failed = _make(sampler, list(_cases(schedule, steps)))
-    schedule = linear() if schedule is None else schedule
-    findings = [failed, *_of_tables(made, precision), _counts(made, calls)]
-    findings.append(_pure(sampler, schedule))
+    long = linear() if schedule is None else schedule
+    findings = [failed, *_of_tables(made, precision), _counts(made, calls), _pure(sampler, long)]
     if threads:
-        findings.append(_in_threads(sampler, schedule))
-    findings.append(_spread(sampler, schedule))
+        findings.append(_in_threads(sampler, long))
+    findings.append(_spread(sampler, long))
     if order is not None:
         findings.append(_order(sampler, order, schedule))
     return Report(getattr(sampler, "__name__", "this sampler"), tuple(findings))
@@ -379,14 +378,13 @@ def _spread(maker: Solver, schedule: Schedule) -> Finding:
     )
 
 
-def _order(maker: Solver, order: float, schedule: Schedule) -> Finding:
+def _order(maker: Solver, order: float, schedule: Schedule | None) -> Finding:
     name = f"the measured order of convergence is at least {order:g}, to the nearest half"
     source = "Hairer et al. 1993, II.3"
     if find_spec("scipy") is None:
         return Finding(name, source, note="scipy is missing")
-    on = None if isinstance(schedule, Discrete) and schedule == linear() else schedule
 
     def sides(steps: tuple[int, ...]) -> Sides:
-        return Sides(convergence(maker, steps, on).slopes[-1], order, 0.5, "at least")
+        return Sides(convergence(maker, steps, schedule).slopes[-1], order, 0.5, "at least")
 
     return tried(name, source, [(80, 160, 320)], sides, at=lambda steps: f"{steps[-1]} steps")
