@@ -116,6 +116,23 @@ def test_bundled_model():
     assert model.labels[9] == "Ankle boot"
 
 
+@pytest.mark.slow
+def test_bundled_model_in_colour():
+    """Emoji of 32 x 32 pixels, at most 12 MB; smileys are yellow on white, channel by channel."""
+    path = bundled()["emoji"]
+    model, on = load(path), ddpm.backend("numpy")
+    assert path.stat().st_size <= 12e6
+    assert (model.size, model.config.channels, model.config.classes) == ((32, 32), 3, 9)
+    assert model.notes["held_out"] == 0.05
+    y = np.full(4, model.labels.index("smileys"))
+    noise = on.portable_noise(seed=0)(0, (4, 3, 32, 32))
+    denoise = ddpm.clip(model.predictor(on.network))
+    x = ddpm.sample(denoise, ddpm.dpmpp_2m(model.schedule, 8), noise, y=y)
+    red, green, blue = x[:, :, 8:24, 8:24].mean(axis=(0, 2, 3))
+    assert red > green + 0.1 > blue + 0.5
+    assert x[:, :, 0].mean() > 0.9
+
+
 def test_names_and_runs(saved, tmp_path, monkeypatch):
     """`load` takes a bundled model's name and a run's folder; a path is never a name."""
     assert load("fashion-mnist").labels == load(bundled()["fashion-mnist"]).labels
