@@ -16,6 +16,7 @@ from array_api_compat import (
     array_namespace,
     is_jax_array,
     is_jax_namespace,
+    is_ndonnx_namespace,
     is_numpy_array,
     is_numpy_namespace,
     is_torch_array,
@@ -97,7 +98,10 @@ def log(c: Scalar) -> Scalar:
 
 
 def minimum(c: Scalar, d: float) -> Scalar:
-    return min(float(c), d) if is_number(c) else array_namespace(c).minimum(c, d)
+    if is_number(c):
+        return min(float(c), d)
+    xp = array_namespace(c)
+    return xp.minimum(c, xp.full_like(c, d))  # numbers are arguments of it since 2024.12 only
 
 
 def ratio(a: Scalar, b: Array, otherwise: float) -> Array:
@@ -213,6 +217,14 @@ def check_pair(**arrays: Array) -> Any:
 def astype(xp: Any, x: Array, dtype: Any) -> Array:
     """x in a dtype; x itself if it has that dtype."""
     return x if x.dtype == dtype else xp.astype(x, dtype)  # MLX's has no copy=False
+
+
+def take(xp: Any, table: Array, index: Array) -> Array:
+    """Rows of a table at integers (n,), of any dtype."""
+    # NumPy's own indexing is faster than its take; ndonnx takes int64 alone.
+    if is_numpy_namespace(xp):
+        return table[index]
+    return xp.take(table, xp.astype(index, xp.int64) if is_ndonnx_namespace(xp) else index, axis=0)
 
 
 def is_half(dtype: Any) -> bool:

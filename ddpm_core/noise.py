@@ -16,9 +16,9 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from array_api_compat import array_namespace, is_jax_namespace, is_numpy_namespace
+from array_api_compat import array_namespace, is_jax_namespace
 
-from ddpm_core.arrays import astype, is_number, kind, shown
+from ddpm_core.arrays import astype, is_number, kind, shown, take
 from ddpm_core.typing import Array
 
 _ROTATIONS = (13, 15, 26, 6, 17, 29, 16, 24)
@@ -192,11 +192,7 @@ def tables_digest() -> str:
 
 def _normal(xp: Any, tables: list[Array], word: Array) -> Array:
     low, high = xp.reshape(word, (-1,)) & 0xFFFF, (xp.reshape(word, (-1,)) >> 16) & 0xFFFF
-    if is_numpy_namespace(xp):
-        z = tables[0][low] + tables[1][high]
-    else:
-        z = xp.take(tables[0], low, axis=0) + xp.take(tables[1], high, axis=0)
-    return xp.reshape(z, word.shape)
+    return xp.reshape(take(xp, tables[0], low) + take(xp, tables[1], high), word.shape)
 
 
 def _unpickled(seed: int, xp: str, device: Any, dtype: Any) -> PortableNoise:

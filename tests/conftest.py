@@ -40,15 +40,21 @@ settings.register_profile("quick", settings.get_profile("ci"), max_examples=10)
 LANES = {
     "numpy": "array_api_compat.numpy",  # its arrays are read-only: a write in place
     "strict": "array_api_strict",  # what the standard does not promise
+    "strict-oldest": "array_api_strict",  # what the standard promises only since 2024
     "strict-device1": "array_api_strict",  # an array made without device=
     "torch": "array_api_compat.torch",
     "torch-meta": "array_api_compat.torch",  # no values: any look at them
     "jax": "jax.numpy",  # any Python branch on values, under jit
     "dask": "array_api_compat.dask.array",  # any computation that is not lazy
+    "ndonnx": "ndonnx",  # what no ONNX graph has: its tests trace one, and name this lane
     "mlx": "mlx.core",  # whatever needs __array_api_version__ or x.device
 }
+#: Versions of the standard: the first that has all that the core needs, and the last.
+OLDEST, NEWEST = "2023.12", "2025.12"
 #: Left out by --quick, unless --lanes names them: JAX compiles every case, dask plans it.
-SLOW_LANES = ("jax", "dask")
+SLOW_LANES = ("jax", "dask", "ndonnx")
+#: Only of the tests that name them: each operation on values runs a graph of its own.
+NAMED_LANES = ("ndonnx",)
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,8 @@ class Lib:
 
     def to_numpy(self, x: Any) -> np.ndarray:
         """The values of an array of this library; bfloat16 comes as float32."""
+        if self.name == "ndonnx":
+            return x.unwrap_numpy()
         if self.name.startswith("strict"):
             x = self.xp.asarray(x, device=self.xp.Device("CPU_DEVICE"))
         if str(x.dtype).endswith("bfloat16"):
@@ -155,9 +163,14 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "lib" in metafunc.fixturenames:
-        lanes = lanes_of(metafunc.config, "--lanes")
-        for mark in metafunc.definition.iter_markers("lanes"):
+        lanes, marks = (
+            lanes_of(metafunc.config, "--lanes"),
+            list(metafunc.definition.iter_markers("lanes")),
+        )
+        for mark in marks:
             lanes = [name for name in lanes if name in mark.args]
+        if not marks:
+            lanes = [name for name in lanes if name not in NAMED_LANES]
         metafunc.parametrize("lib", lanes, indirect=True)
 
 
@@ -178,7 +191,9 @@ def lib(request: pytest.FixtureRequest) -> Iterator[Lib]:
             yield Lib(name, xp)
     elif name.startswith("strict"):
         xp.set_array_api_strict_flags(
-            api_version="2024.12", boolean_indexing=False, data_dependent_shapes=False
+            api_version=OLDEST if name == "strict-oldest" else NEWEST,
+            boolean_indexing=False,
+            data_dependent_shapes=False,
         )
         yield Lib(name, xp, {"device": xp.Device("device1")} if name == "strict-device1" else {})
         xp.reset_array_api_strict_flags()

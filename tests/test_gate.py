@@ -80,6 +80,7 @@ def agree(
     on_device: bool = False,
     level_dtype: str | None = None,
     also_eager: bool = True,
+    call: Callable[..., Any] | None = None,
 ) -> None:
     """The case on `lib`, at its own arrays and levels, is the case on float64 NumPy."""
     expected = flat(case(*(a.astype(np.float64) for a in arrays), *levels))
@@ -88,9 +89,9 @@ def agree(
         args = [lib.asarray(a, wanted) for a in arrays]
         dtype_there = getattr(lib.xp, level_dtype or dtype)
         mine = [lib.level(t, dtype_there) for t in levels] if on_device else list(levels)
-        calls = [run, eager] if lib.name == "jax" and also_eager else [run]
-        for call in calls:
-            for actual, b in zip(flat(call(case, *args, *mine)), expected, strict=True):
+        both = lib.name == "jax" and also_eager
+        for each in [call] if call else [run, eager] if both else [run]:
+            for actual, b in zip(flat(each(case, *args, *mine)), expected, strict=True):
                 close(lib, actual, b, c, wanted)
         if lib.has_values:  # the arguments are what they were
             for arg, a in zip(args, arrays, strict=True):
@@ -303,7 +304,9 @@ def test_is_float64_numpy(lib: Any, name: str, kind: str) -> None:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.lanes("strict", "strict-device1", "torch", "torch-meta", "jax", "dask")
+@pytest.mark.lanes(
+    "strict", "strict-oldest", "strict-device1", "torch", "torch-meta", "jax", "dask"
+)
 def test_is_float64_everywhere(lib: Any, name: str) -> None:
     """The same to c eps of float64: nothing on the way is float32. MLX has none on its devices."""
     f, c = CASES[name]
@@ -645,6 +648,74 @@ def test_a_level_of_another_library_is_refused(lib: Any) -> None:
     for call in (lambda: ddpm.q_sample(x, x, t), lambda: GAUSSIAN(x, t), lambda: DATASET(x, t)):
         with pytest.raises(TypeError, match=r"\A.+pass arrays of one library\Z"):
             call()
+
+
+# ONNX graphs. -----------------------------------------------------------------------------------
+
+
+def graph(case: Callable[..., Any], *args: Any) -> Any:
+    """The case, traced by ndonnx on arrays without values, and then run by onnxruntime."""
+    import ndonnx
+    import onnxruntime
+
+    given: dict[str, Any] = {}
+
+    def argument(x: Any) -> Any:
+        given[f"i{len(given)}"] = x.unwrap_numpy()
+        return ndonnx.argument(shape=tuple(x.shape), dtype=x.dtype)
+
+    inputs = [a.map(argument) if isinstance(a, Level) else argument(a) for a in args]
+    names = iter(given)
+    named = {next(names): x for a in inputs for x in (a if isinstance(a, Level) else [a])}
+    result = case(*inputs)
+    outputs = {f"o{i}": x for i, x in enumerate(flat(result))}
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    model = ndonnx.build(named, outputs).SerializeToString()
+    found = onnxruntime.InferenceSession(model, options).run(list(outputs), given)
+    arrays = [ndonnx.asarray(x) for x in found]
+    return arrays if isinstance(result, (tuple, list)) else arrays[0]
+
+
+@pytest.mark.slow
+@pytest.mark.lanes("ndonnx")
+@pytest.mark.parametrize("name", CASES)
+def test_graph(lib: Any, name: str) -> None:
+    """A case as an ONNX graph of x, y, z and levels is float64 NumPy's, to c eps."""
+    f, c = CASES[name]
+    agree(lib, f, inputs(), c, levels=EACH, on_device=True, call=graph)
+
+
+@pytest.mark.slow
+@pytest.mark.lanes("ndonnx")
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_graph_of_a_sampler(lib: Any, name: str) -> None:
+    """A whole `sample`, as an ONNX graph of x and the noises."""
+    sampler = SAMPLERS[name]
+    agree(
+        lib, lambda x, *z: ddpm.sample(GAUSSIAN, sampler, x, thunk(z)), inputs(5), c=16, call=graph
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.lanes("ndonnx")
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_graph_of_a_schedule(lib: Any, name: str) -> None:
+    """schedule(times), as an ONNX graph of the times."""
+    schedule = SCHEDULES[name]
+    times = np.float32([1 / 64, 0.25, 0.5, 0.75]) * np.float32(schedule.ends[1])
+    level = graph(lambda time: tuple(schedule(time)), lib.asarray(times))
+    levels_close(lib, level, schedule(times.astype(np.float64)), c=16)
+
+
+@pytest.mark.slow
+@pytest.mark.lanes("ndonnx")
+def test_graph_of_the_noise(lib: Any) -> None:
+    """portable_noise, as an ONNX graph of ids and steps, is NumPy's bit for bit."""
+    ids, step = np.int32([5, 2**31 - 1, 0]), np.int32([3, 0, 999])
+    noise = ddpm.portable_noise(SEED, lib.xp)
+    z = graph(lambda ids, step: noise(step, (3, 5), ids), *map(lib.asarray, (ids, step)))
+    close(lib, z, ddpm.portable_noise(SEED)(step, (3, 5), ids), 0, lib.xp.float32)
 
 
 # Compilers. -------------------------------------------------------------------------------------

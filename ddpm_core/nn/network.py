@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 from array_api_compat import array_namespace, is_numpy_array
 
-from ddpm_core.arrays import astype, device_of, same_library
+from ddpm_core.arrays import astype, device_of, same_library, take
 from ddpm_core.arrays import kind as kind_of
 from ddpm_core.nn.ops import Ops
 from ddpm_core.typing import Array
@@ -423,7 +423,7 @@ def _class_vectors(table: Array, y: Array) -> Array:
     """The row of each class, or zeros for -1: (B, 4 widths[0])."""
     xp = array_namespace(table, y)
     known = xp.reshape(y >= 0, (-1, 1))
-    rows = xp.take(table, xp.where(y >= 0, y, xp.zeros_like(y)), axis=0)
+    rows = take(xp, table, xp.where(y >= 0, y, xp.zeros_like(y)))
     return xp.where(known, rows, xp.zeros_like(rows))
 
 

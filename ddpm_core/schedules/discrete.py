@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from array_api_compat import array_namespace
 
-from ddpm_core.arrays import device_of, is_number, log_sigmoid, logit_of_log
+from ddpm_core.arrays import device_of, is_number, log_sigmoid, logit_of_log, take
 from ddpm_core.levels import Level, from_logsnr
 from ddpm_core.schedules.protocol import cast_last, device_times, first_bad, host_times
 from ddpm_core.typing import Array, Scalar
@@ -107,16 +107,16 @@ class Discrete:
         index = xp.reshape(xp.astype(floor, xp.int32), (-1,))
         host = np.asarray(self.logsnr)
 
-        def take(values: Any) -> Array:
+        def found(values: Any) -> Array:
             table = xp.asarray(values.tolist(), dtype=label.dtype, **place)
-            return xp.reshape(xp.take(table, index, axis=0), time.shape)
+            return xp.reshape(take(xp, table, index), time.shape)
 
         if whole:
-            return cast_last(xp, from_logsnr(take(host), label), dtype)
+            return cast_last(xp, from_logsnr(found(host), label), dtype)
         part = label - floor
-        below, above = take(host[:-1]), take(host[1:])
-        log_abar = take(log_sigmoid(host)[:-1])
-        slope = take(np.diff(log_sigmoid(host)))
+        below, above = found(host[:-1]), found(host[1:])
+        log_abar = found(log_sigmoid(host)[:-1])
+        slope = found(np.diff(log_sigmoid(host)))
         # At an integer time `between` is not used, but must be neither 0 times inf nor log 0.
         inside = xp.where((part == 0) | (part == 1), xp.full_like(part, 0.5), part)
         between = logit_of_log(log_abar + inside * slope)
