@@ -296,6 +296,10 @@ class Exact:
         )
 
     @staticmethod
+    def isnan(a: Any) -> Any:
+        return by_kind(a, math.isnan)
+
+    @staticmethod
     def isinf(a: Any) -> Any:
         return by_kind(a, math.isinf)
 
@@ -371,6 +375,6 @@ def exactly() -> Iterator[None]:
     """Where the solvers' modules compute with `Exact` instead of NumPy."""
     names = ("tables", "multistep", "adams", "dpm_solver", "edm", "extended", "first_order")
     with ExitStack() as stack:
-        for name in (*names, "reversible", "unipc"):
+        for name in (*names, "reversible", "unipc", "unrolled"):
             stack.enter_context(mock.patch.object(getattr(package, name), "np", Exact()))
         yield
