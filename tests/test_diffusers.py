@@ -16,7 +16,7 @@ import ddpm_core as ddpm
 from ddpm_core import denoisers, grids, samplers, schedules
 from ddpm_core.arrays import log_sigmoid
 from ddpm_core.samplers.unipc import predictor_corrector
-from ddpm_core.testing.diffusers import unrolled
+from ddpm_core.testing.foreign.diffusers import unrolled
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")

@@ -199,3 +199,92 @@ def test_unrolled_of_levels_without_log_snr():
         assert table.levels.logsnr[-1] == np.inf
         with pytest.raises(ValueError, match=r"levels.logsnr\[3\] is nan"):
             replace(table, levels=good.levels._replace(logsnr=logsnr))
+
+
+@solvers
+@fewer
+@given(path=paths())
+def test_from_loop_finds_the_table(solver, path):
+    """The whole of `sample`, in coordinates of its own, run once on the basis."""
+    sampler = path.build(solver)
+    u, levels = sampler.unroll(), sampler.levels
+
+    def loop(network, x, draw):
+        state = sampler.start(x / 3)
+        for i, row in enumerate(sampler.rows()):
+            y = network(3 * state.point, i)
+            state = ddpm.advance(row, state, y, draw())
+        return 3 * state.point
+
+    found = samplers.from_loop(loop, levels.take, levels.take(-1), scale=lambda t: 3.0)
+    check_same(found, u, 8 * sampler.nfe * lost(sampler))
+
+
+def from_loop(loop, n=3, **options):
+    levels = ddpm.levels_of(ddpm.linear(), n)
+    return samplers.from_loop(loop, levels.take, levels.take(n), **options)
+
+
+def test_noises_of_a_loop_have_places():
+    """Those between two calls are one; what enters later is of the later step; unused ones go."""
+
+    def loop(network, x, draw):
+        early = draw()
+        x = x + network(x, 0) + 3 * draw() + 4 * draw()
+        x = x + network(x, 1) + early
+        draw()
+        return x + network(x, 2)
+
+    assert from_loop(loop).z.tolist() == [[0, 0, 0], [5, 0, 0], [5, 1, 0], [5, 1, 0]]
+
+
+def test_noises_that_act_apart_take_an_earlier_place():
+    """Two draws of one step, of which the second reaches the end alone."""
+
+    def loop(network, x, draw):
+        x = x + network(x, 0)
+        kept = x
+        a, b = draw(), draw()
+        x = kept + network(kept + a + b, 1)
+        return x + b + network(x, 2)
+
+    with pytest.raises(ValueError, match="between calls 0 and 1 x takes noises that act apart"):
+        from_loop(loop)
+    levels = ddpm.levels_of(ddpm.linear(), 4)
+
+    def later(network, x, draw):
+        return loop(lambda x, i: network(x, i + 1), x + network(x, 0), draw)
+
+    u = samplers.from_loop(later, levels.take, levels.take(4))
+    assert u.z[2].tolist() == [1, 1, 0, 0]
+    assert sorted(u.z[4].tolist()) == [0, 0, 0, 1]
+
+
+def test_small_probes_pass_beneath_a_clip():
+    loop = lambda network, x, draw: np.clip(network(x, 0), -1, 1)
+    with pytest.raises(ValueError, match="the loop is not linear up to call 1: of a sum"):
+        from_loop(loop, 1)
+    assert from_loop(loop, 1, size=1e-3).y.tolist() == [[0], [1]]
+
+
+@pytest.mark.parametrize(
+    ("loop", "message"),
+    [
+        (lambda network, x, draw: network(x + draw(), 0), "takes noise before the first call"),
+        (
+            lambda network, x, draw: network(network(x, 0), 1 + int(x[0] != 0)),
+            "what the loop does at call 1 depends on x",
+        ),
+        (
+            lambda network, x, draw: network(x, 0) if x[0] else network(network(x, 0), 1),
+            "makes 2 calls for x = 0, and 1 otherwise",
+        ),
+        (
+            lambda network, x, draw: network(x, 0) + (draw() if x[0] else 0),
+            "draws noise 0 times for x = 0, and more often otherwise",
+        ),
+    ],
+)
+def test_loops_without_a_table(loop, message):
+    with pytest.raises(ValueError, match=message):
+        from_loop(loop)

@@ -18,7 +18,7 @@ from ddpm_core.samplers.tables import (
     table,
     terms,
 )
-from ddpm_core.samplers.unrolled import Unrolled, from_step
+from ddpm_core.samplers.unrolled import Unrolled, from_loop, from_step
 
 __all__ = [
     "Noise",
@@ -31,6 +31,7 @@ __all__ = [
     "decode",
     "encode",
     "er_sde_5",
+    "from_loop",
     "from_step",
     "levels_of",
     "log_prob_of_step",

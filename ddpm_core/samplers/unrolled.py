@@ -87,6 +87,22 @@ def mixed_signs(size: int) -> Array:
     return np.where(portable_noise(0)(0, (1, size))[0] < 0, -1.0, 1.0)
 
 
+def _probes(count: int) -> tuple[Array, Array]:
+    """Inputs (count, count + 1): each alone, and a mix of all, whose weights follow (count,)."""
+    # More than 1 in size, so that a clip to [-1, 1], which leaves the others as they are, shows.
+    mix = mixed_signs(count) * np.linspace(2, 3, count)
+    return np.concatenate([np.eye(count), mix[:, None]], axis=1), mix
+
+
+def _check_linear(found: Array, mix: Array, what: str) -> None:
+    together, apart = found[-1], found[:-1] @ mix
+    if not abs(together - apart) <= 1e-3 * (np.abs(found[:-1]) @ np.abs(mix)):
+        raise ValueError(
+            f"{what}: of a sum of inputs it makes {together:.6g}, but its results for the parts "
+            f"sum to {apart:.6g}; turn off what clips, thresholds or squares"
+        )
+
+
 def from_step(
     step: Callable[[int, Any, Any, Any], Any],
     levels: Level,
@@ -114,9 +130,7 @@ def from_step(
     check_calls(levels)
     check_readable(predicts, levels.take(slice(None, -1)))
     n = len(levels.sigma) - 1
-    # More than 1 in size, so that a clip to [-1, 1], which leaves the others as they are, shows.
-    mix = mixed_signs(1 + 2 * n) * np.linspace(2, 3, 1 + 2 * n)
-    basis = np.concatenate([np.eye(1 + 2 * n), mix[:, None]], axis=1)
+    basis, mix = _probes(1 + 2 * n)
     points = [basis[0]]
     for i in range(n):
         t = levels.take(i)
@@ -124,13 +138,108 @@ def from_step(
         y = (basis[1 + i] - on_x_t * points[-1]) / on_y
         found = step(i, *map(asarray, (points[-1], y, basis[1 + n + i])))
         point = np.asarray(to_numpy(found), dtype=np.float64)
-        together, apart = point[-1], point[:-1] @ mix
-        if not abs(together - apart) <= 1e-3 * (np.abs(point[:-1]) @ np.abs(mix)):
-            raise ValueError(
-                f"step {i} is not linear in (x, y, z): of a sum of inputs it makes "
-                f"{together:.6g}, but its results for the parts sum to {apart:.6g}; turn off what "
-                f"clips, thresholds or squares"
-            )
+        _check_linear(point, mix, f"step {i} is not linear in (x, y, z)")
         points.append(point)
     table = np.stack(points)[:, :-1]
     return Unrolled(levels, table[:, 0], table[:, 1 : 1 + n], table[:, 1 + n :])
+
+
+def from_loop(
+    loop: Callable[[Callable[..., Any], Any, Callable[[], Any]], Any],
+    level_of: Callable[..., Level],
+    end: Level,
+    predicts: Parameterisation = x0,
+    *,
+    scale: Callable[[Level], Any] = lambda t: 1.0,
+    size: float = 1.0,
+    asarray: Callable[[Array], Any] = np.asarray,
+    to_numpy: Callable[[Any], Array] = np.asarray,
+) -> Unrolled:
+    """What a foreign loop from noise to data computes, found by running it whole.
+
+    loop: (network, x, draw) -> x. It calls network(x, ...) -> y and draw() -> a standard normal of
+        the shape of x, as often as it likes, and acts on each element alone
+    level_of: what the loop says to the network after x -> the level, of the host, of that call
+    end: the level where the loop ends
+    predicts: what the loop takes y for
+    scale: the loop's x at a level is this times a variance-preserving x; sqrt(1 + (σ/α)²) for one
+        that keeps α = 1
+    size: of the probes. Small ones pass beneath a clip, of which they then tell nothing
+    asarray, to_numpy: to and from the loop's library, in float64
+
+    It is run on zeros to count its calls and draws, and then once on basis vectors: x_T, the
+    readings and the noises, each alone and once together. A draw that reaches no x is left out.
+
+    ValueError if the loop is not linear; if how often it calls or draws depends on x, as with a
+    step size that adapts itself; if x takes noise before the first call; and if two noises between
+    two calls act apart, for which the form has no place.
+    """
+    check_levels(end=end)
+    said: list[Level] = []
+    drawn = 0
+    nothing = asarray(np.zeros(1))
+
+    def count_call(x: Any, *label: Any, **_: Any) -> Any:
+        said.append(level_of(*label).map(float))
+        return nothing
+
+    def count_draw() -> Any:
+        nonlocal drawn
+        drawn += 1
+        return nothing
+
+    loop(count_call, nothing, count_draw)
+    n, m = len(said), drawn
+    levels = Level(*(np.array(field) for field in zip(*said, end.map(float), strict=True)))
+    check_calls(levels)
+    check_readable(predicts, levels.take(slice(None, -1)))
+    basis, mix = _probes(1 + n + m)
+    basis *= size
+    points: list[Array] = []
+    draws = iter(basis[1 + n :])
+
+    def record(x: Any) -> Array:
+        i = len(points)
+        point = np.asarray(to_numpy(x), dtype=np.float64) / scale(levels.take(i))
+        _check_linear(point, mix, f"the loop is not linear up to call {i}")
+        points.append(point)
+        return point
+
+    def network(x: Any, *label: Any, **_: Any) -> Any:
+        i = len(points)
+        if i == n or level_of(*label).map(float) != said[i]:
+            raise ValueError(f"what the loop does at call {i} depends on x: fix its steps")
+        on_x_t, on_y = reading(predicts, x0, said[i])
+        return asarray((basis[1 + i] - on_x_t * record(x)) / on_y)
+
+    def draw() -> Any:
+        row = next(draws, None)
+        if row is None:
+            raise ValueError(f"the loop draws noise {m} times for x = 0, and more often otherwise")
+        return asarray(row)
+
+    record(loop(network, asarray(basis[0] * scale(said[0])), draw))
+    if len(points) <= n:
+        raise ValueError(f"the loop makes {n} calls for x = 0, and {len(points) - 1} otherwise")
+    table = np.stack(points)[:, :-1] / size
+    return Unrolled(levels, table[:, 0], table[:, 1 : 1 + n], _in_places(table[:, 1 + n :]))
+
+
+def _in_places(z: Array) -> Array:
+    """Noises (n + 1, m) as z of an `Unrolled`: column j reaches no point before j + 1."""
+    n = len(z) - 1
+    placed = np.zeros((n + 1, n))
+    for column in z.T[z.any(axis=0)]:
+        j = int(np.flatnonzero(column)[0]) - 1
+        if j < 0:
+            raise ValueError("x takes noise before the first call: let the loop begin without it")
+        other = placed[:, j]
+        along = column @ other
+        if along**2 >= (1 - 1e-12) * (column @ column) * (other @ other):  # also where other = 0
+            placed[:, j] = np.hypot(column, other) * np.sign(column)
+            continue
+        free = np.flatnonzero(~placed[:, :j].any(axis=0))
+        if not len(free):
+            raise ValueError(f"between calls {j} and {j + 1} x takes noises that act apart")
+        placed[:, free[-1]] = column
+    return placed

@@ -12,10 +12,11 @@ from unittest.mock import patch
 
 import numpy as np
 
-from ddpm_core.levels import Level, from_logsnr
+from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Pair, Parameterisation, edm, eps, flow, v, x0
 from ddpm_core.samplers.unrolled import Unrolled, from_step
 from ddpm_core.schedules import Flow
+from ddpm_core.testing.foreign.torch_loops import along_a_path, level_of_ratio
 from ddpm_core.typing import Array
 
 _PREDICTS: dict[str, Parameterisation] = {"epsilon": eps, "sample": x0, "v_prediction": v}
@@ -63,7 +64,7 @@ def unrolled(
         dry = copy.deepcopy(made)
         for each in (made, dry):
             if hasattr(each, "noise_sampler"):
-                each.noise_sampler = _brownian(draws.pop)
+                each.noise_sampler = along_a_path(draws.pop)
 
         def call(of: Any, i: int, x: Any, y: Any, z: Any) -> Any:
             draws[:] = [z]
@@ -116,7 +117,7 @@ def _levels(
         k[i] = _ratio(dry, i, seen)
         if k[i] == 0:
             raise ValueError(f"call {i} looks at clean data, where nothing is read")
-        t = _level(k[i], 0.0)
+        t = level_of_ratio(k[i], 0.0)
         scales[i] = 1.0 if seen == 1 else t.alpha
         x_0 = one * float(predicts(t)[0])
         alpha = float(call(dry, i, one * (t.alpha / scales[i]), x_0, 0 * one))
@@ -128,7 +129,7 @@ def _levels(
         abar = np.append(1.0, dry.alphas_cumprod)
         times[n] = end = int(np.argmin(np.abs(abar - alpha**2)))
         k[n] = k[n] if hasattr(dry, "sigmas") else np.sqrt((1 - abar[end]) / abar[end])
-    levels = _level(k, times)
+    levels = level_of_ratio(k, times)
     scales[n] = levels.alpha[n] if scales[0] != 1 else 1.0
     return levels, scales
 
@@ -147,28 +148,6 @@ def _ratio(made: Any, i: int, seen: float) -> float:
         if index < 0:
             index, abar = 0, made.initial_alpha_cumprod[None]
     return float(((1 - abar[index]) / abar[index]) ** 0.5)
-
-
-def _level(k: Any, time: Any) -> Level:
-    with np.errstate(divide="ignore"):
-        return from_logsnr(-2 * np.log(k), time)
-
-
-def _brownian(draw: Callable[[], Any]) -> Callable[[Any, Any], Any]:
-    """In place of a BrownianTreeNoiseSampler: each new stretch of the path takes one draw."""
-    path: list[tuple[float, Any]] = []
-
-    def noise(start: Any, end: Any) -> Any:
-        a, b = float(start), float(end)
-        if not path:
-            path.append((a, 0.0))
-        low, at_low = path[-1]
-        if b < low:
-            path.append((b, at_low + np.sqrt(low - b) * draw()))
-        at_a, at_b = (min(path, key=lambda point: abs(point[0] - s))[1] for s in (a, b))
-        return (at_b - at_a) / np.sqrt(a - b)
-
-    return noise
 
 
 class _Wide:
