@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import ddpm_core
+from ddpm_core.cli.audit import audit
 from ddpm_core.cli.average import average
 from ddpm_core.cli.convert import convert
 from ddpm_core.cli.edit import edit
@@ -24,7 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (sample, edit, train, plot, average, evaluate, convert, verify, info):
+for _command in (sample, edit, train, plot, average, evaluate, convert, verify, audit, info):
     app.command()(_command)
 
 
