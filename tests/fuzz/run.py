@@ -49,7 +49,7 @@ def main() -> None:
         f"-artifact_prefix={crashes}/",
         f"-max_total_time={told.seconds}",
         "-max_len=16384",
-        "-timeout=5",
+        "-timeout=60",  # of the clock, on a machine that may be busy
         "-rss_limit_mb=2048",
         "-print_final_stats=1",
     ]
