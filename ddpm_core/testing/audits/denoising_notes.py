@@ -11,7 +11,8 @@ NOTES = {
         "β_T = 0.02 * 1000 / T. Square roots of negative numbers make its tables NaN, without an "
         "error. The cosine and sigmoid schedules are clipped.",
         "50 timesteps or more, or the cosine schedule",
-        report="denoising-diffusion-pytorch-few-timesteps",
+        "in another library of its author: lucidrains/imagen-pytorch #161 (closed)",
+        "denoising-diffusion-pytorch-few-timesteps",
     ),
     "interpolate": Note(
         "defect",
@@ -39,7 +40,8 @@ NOTES = {
         "the noise of one step at index 3, and is then denoised three times as if at time 3. "
         "Algorithm 1 goes one step up from the time that was reached, and down again.",
         "`resample=False`",
-        report="denoising-diffusion-pytorch-repaint",
+        "the loop is of PR #320 (merged), after #319 (closed); no thread about its time was seen",
+        "denoising-diffusion-pytorch-repaint",
     ),
     "learned": Note(
         "defect",
@@ -49,13 +51,11 @@ NOTES = {
         report="denoising-diffusion-pytorch-learned",
     ),
     "objective": Note(
-        "defect",
+        "difference",
         "`LearnedGaussianDiffusion` takes every output for eps",
-        "`p_mean_variance` and `p_losses` compute with eps whatever `objective` says, also with "
-        'the default "pred_v"; `model_predictions` does not, so that DDIM would disagree with '
-        "training.",
-        '`objective="pred_noise"`',
-        report="denoising-diffusion-pytorch-learned",
+        "Training and `p_sample` compute with eps, as in Nichol & Dhariwal 2021, whatever "
+        '`objective` says, also with the default "pred_v". `model_predictions` reads it. '
+        '`objective="pred_noise"` says what it does.',
     ),
     "weighted": Note(
         "defect",

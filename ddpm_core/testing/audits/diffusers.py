@@ -96,7 +96,7 @@ def subjects() -> list[Subject]:
             Subject(
                 f"DDPM, variance_type={variance}, its noise",
                 partial(_variance, ddpm, variance),
-                {"": "variances"},
+                {"": "learned-variance" if variance == "learned" else "variances"},
             )
         )
     for amount in (0.0, 5.0, 20.0):

@@ -19,8 +19,8 @@ NOTES = {
         "defect",
         "DDIM steps to t - T // S, and not to the next timestep",
         "`step` of `DDIMScheduler`, `DDIMParallelScheduler`, `DDIMInverseScheduler`, "
-        "`CogVideoXDDIMScheduler`, `CogVideoXDPMScheduler`, `RePaintScheduler` and `step_plms` "
-        "of `PNDMScheduler` have it. With `linspace`, and with `trailing` where S does not "
+        "`CogVideoXDDIMScheduler` and `CogVideoXDPMScheduler`, and `step_plms` of "
+        "`PNDMScheduler` have it. With `linspace`, and with `trailing` where S does not "
         "divide T, the network is told another time next. In Song et al. 2021, Eq. 12, α_{t-1} "
         "is of the next time. `DDPMScheduler` looks into the list, and is right.",
         "`leading`, or `trailing` with a step count that divides T",
@@ -47,18 +47,21 @@ NOTES = {
         "then converges at order 1, with more error than order 2. The single-step solver with "
         '`solver_type="heun"` has the same sign, and does not converge at all.',
         "`solver_order=2`",
-        report="diffusers-sde-third-order",
+        "huggingface/diffusers PR #9104 (merged) added both; no thread about the sign was seen",
+        "diffusers-sde-third-order",
     ),
     "single-step-sde": Note(
         "defect",
-        "Single-step sde-dpmsolver++ of order 2 and 3 is worse than of order 1",
+        "Single-step sde-dpmsolver++ of order 2 and 3 has more error than of order 1",
         "`DPMSolverSinglestepScheduler.step` draws new noise at each call, so that the points "
         "inside a step and its end are on different paths of the SDE, and differences of "
         "readings hold noise that the step does not know of. On one path, as in "
-        "`DPMSolverSDEScheduler`, the same step is of order 2.",
+        "`DPMSolverSDEScheduler`, the same step is of order 2. The errors are of as many calls.",
         "`DPMSolverMultistepScheduler` with `sde-dpmsolver++` and order 2, or "
         "`DPMSolverSDEScheduler`",
-        report="diffusers-single-step-sde",
+        "huggingface/diffusers PR #8269 (merged, after #4251) and PR #9104 (merged) added them; no "
+        "thread about their noise was seen",
+        "diffusers-single-step-sde",
     ),
     "unbound": Note(
         "defect",
@@ -81,13 +84,10 @@ NOTES = {
     ),
     "variances": Note(
         "defect",
-        "Two variance types give NaN",
-        "`_get_variance` returns log β for `fixed_large_log`, of which `step` takes the square "
-        "root; for `learned` it takes that of the network's output, which is a log-variance in "
-        "the networks that have one (OpenAI's `LEARNED`).",
-        "`fixed_large`; `learned_range` is right",
-        "fixed_large_log: huggingface/diffusers #14569, PR #14571 (open); learned: no thread was "
-        "seen",
+        '`variance_type="fixed_large_log"` gives NaN',
+        "`_get_variance` returns log β, and `step` takes the square root of it.",
+        "`fixed_large`",
+        "huggingface/diffusers #14569, PR #14571 (open)",
         "diffusers-learned-variance",
     ),
     "churn": Note(
@@ -105,7 +105,7 @@ NOTES = {
         "`add_noise` and `get_velocity` lose the noise of clean timesteps in half precision",
         "ᾱ is cast to the sample's dtype before 1 - ᾱ is taken, which is 0 where ᾱ rounds to 1.",
         "call them in float32",
-        "huggingface/diffusers PR #9004 (merged) mended the examples, not the schedulers",
+        "huggingface/diffusers PR #9004 (merged) names it, and is about the examples",
         "diffusers-half-precision",
     ),
     "laplace": Note(
@@ -115,6 +115,14 @@ NOTES = {
         "of Hang et al. 2024 is 0, so that ᾱ = 1/2.",
         "square it: `trained_betas` of 1 - ᾱ_t / ᾱ_{t-1} with ᾱ = SNR / (1 + SNR)",
         report="diffusers-laplace",
+    ),
+    "learned-variance": Note(
+        "difference",
+        '`variance_type="learned"` takes the output for a variance',
+        "OpenAI's `LEARNED` networks say its logarithm, of which the square root is NaN. The "
+        "documentation does not say which is meant.",
+        "the exponential of the output's second half; `learned_range` is as in Nichol & Dhariwal "
+        "2021",
     ),
     "no-effect": Note(
         "difference",

@@ -37,8 +37,8 @@ NOTES = {
         "`get_model_input_time` makes (i / N' - 1 / N') * 1000 of it, where the network was "
         "trained with i - 1.",
         "pass a `model_fn` that undoes it: t * N' / 1000, rounded",
-        "LuChengTHU/dpm-solver #25 (open) sees cosine worse than DDIM; its cause was not named "
-        "in what we saw",
+        "LuChengTHU/dpm-solver #60 (open) asks about the factor of 1000; #25 (open) sees cosine "
+        "worse than DDIM, its cause was not named in what we saw",
         "dpm-solver-cosine-labels",
     ),
 }

@@ -36,7 +36,7 @@ NOTES = {
         "One step into clean data does not run",
         "`sample_dpmpp_2m_sde` and `sample_dpmpp_3m_sde` read `h` where no step has set it.",
         "two steps",
-        "crowsonkb/k-diffusion #72, #88 and PR #80 (open)",
+        "crowsonkb/k-diffusion #72, #88 and PR #80 (open), PR #104 (closed)",
     ),
     "extrapolates": Note(
         "difference",
