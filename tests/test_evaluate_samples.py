@@ -233,6 +233,9 @@ def test_bad_features(place, capsys, arrays, complaint):
         ("--model other --data data --guidance 2", "--guidance goes with --samples"),
         ("--model other --data data --no-bound", "--no-bound goes with --samples"),
         ("--features data.npz --samples 6", "leave out --data, --samples"),
+        ("--features data.npz --train-data data.npz", "--train-data, --nearest-plot and --work"),
+        ("--features data.npz --nearest-plot n.png", "--train-data, --nearest-plot and --work"),
+        ("--features data.npz --work-dir d", "--train-data, --nearest-plot and --work-dir"),
         ("--features nowhere.npz", "nowhere.npz"),
     ],
 )

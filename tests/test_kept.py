@@ -97,6 +97,32 @@ def test_terms_that_are_there_are_not_computed_again(place, monkeypatch, capsys)
     assert unreadable in fails(capsys, *BOUND, "--work-dir", "d")
 
 
+def test_a_bound_depends_on_classes_and_on_what_measured_its_variance(place):
+    """A folder is refused where its bound would have other numbers."""
+    data = np.load("data.npz")
+    np.savez("fewer.npz", images=data["images"][:20])
+    np.savez("other.npz", images=data["images"], classes=(data["classes"] + 1) % 3)
+    for options, other, said in (
+        (["--variance", "optimal"], "fewer.npz", "o holds bounds of others "),
+        (["--labelled"], "other.npz", "l holds bounds of images "),
+    ):
+        words = [*BOUND, *options]
+        changed = [other if word == "data.npz" else word for word in words]
+        folder = ["--work-dir", said[0]]
+        assert numbers(*words)["bits_per_dim"] != numbers(*changed)["bits_per_dim"]
+        assert numbers(*words, *folder) == numbers(*words)
+        with pytest.raises(ValueError, match=said):
+            run(*changed, *folder)
+
+
+def test_folders_that_cannot_be(place, monkeypatch, capsys):
+    """They are refused before the work."""
+    monkeypatch.setattr(rate.Run, "bound", None)
+    assert "there is no folder no to write d in" in fails(capsys, *BOUND, "--work-dir", "no/d")
+    said = "data.npz is a file, not a folder for --work-dir"
+    assert said in fails(capsys, *BOUND, "--work-dir", "data.npz")
+
+
 def test_other_samples_are_refused(place, capsys):
     """A folder takes samples of one model, drawn in one way; the error names old and new."""
     other = tiny(size=(28, 28))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,7 +23,7 @@ from ddpm_core.cli.options import (
     open_backend,
     wide_console,
 )
-from ddpm_core.cli.pictures import check_place
+from ddpm_core.cli.pictures import check_folder, check_place
 from ddpm_core.cli.rate import Run, report
 from ddpm_core.levels import Level
 from ddpm_core.likelihood import Elbo
@@ -179,21 +178,25 @@ def evaluate(
     for path, suffix in ((json_path, ".json"), (plot, ".png"), (nearest_plot, ".png")):
         if path is not None:
             check_place(path, suffix)
+    if work_dir is not None:
+        check_folder(work_dir, "--work-dir")
     if plot is not None:
         _empty_figure()  # without matplotlib, better now than after the work
     how = judging.How(sampler, sampler_steps, guidance, guidance_interval)
     rank, world = processes.process()
-    if world > 1 and work_dir is None:
-        raise ValueError(f"{world} processes share their work through a folder: pass --work-dir")
     if features is not None:
-        if data is not None or samples or not bound or plot is not None:
+        others = (data, plot, train_data, nearest_plot, work_dir)
+        if samples or not bound or any(other is not None for other in others):
             raise ValueError(
-                "--features takes no model and no images: leave out --data, --samples, --no-bound "
-                "and --plot"
+                "--features takes no model and no images: leave out --data, --samples, --no-bound, "
+                "--plot, --train-data, --nearest-plot and --work-dir"
             )
         found = judging.compared(datasets.read_features(features), str(features))
-        _finish({"samples": found}, json_path, None)
+        if rank == 0:
+            _finish({"samples": found}, json_path, None)
         return
+    if world > 1 and work_dir is None:
+        raise ValueError(f"{world} processes share their work through a folder: pass --work-dir")
     if data is None:
         raise ValueError("there is nothing to evaluate: pass --data, or --features")
     if not bound and (samples == 0 or plot is not None):
@@ -233,13 +236,15 @@ def evaluate(
             variance = "learned" if has_v else "optimal"
         chosen = datasets.part(found, np.arange(total))
         u = np.random.default_rng(seed).random((total, terms)) if terms else None
-        kernel = run.kernel(variance, levels, partial(run.unseen, data, split, found, total))
+        others = run.unseen(data, split, found, total) if variance == "optimal" else None
+        kernel = run.kernel(variance, levels, others)
         count = len(levels.sigma) - 1
         about = {
             "terms": terms or count - 1, "steps": count, "variance": variance,
             "labelled": labelled,
         }  # fmt: skip
-        kept = run.bound(kernel, levels, chosen, u, about, work_dir)
+        depends = {**about, "others": others and run.digest(others)}
+        kept = run.bound(kernel, levels, chosen, u, depends, work_dir)
         numbers |= {"images": total, **about}
     if judge is not None and rank > 0:
         judge.draw_share()

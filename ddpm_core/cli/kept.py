@@ -105,8 +105,9 @@ class Kept:
             elif time.monotonic() - last > PATIENCE:
                 raise ValueError(
                     f"{self.folder} lacks {np.sum(~self.there)} of {len(self.there)} {self.what}, "
-                    f"and none came in {PATIENCE:g} seconds: has a process ended early? The same "
-                    f"command, run again, computes only those"
+                    f"and none came in {PATIENCE:g} seconds: has a process ended early, or does a "
+                    f"batch take longer? The same command, run again, computes only those; a "
+                    f"smaller --batch comes sooner"
                 )
         return self.arrays
 

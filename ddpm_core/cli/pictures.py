@@ -96,6 +96,14 @@ def check_place(path: Path, *suffixes: str) -> None:
         raise PermissionError(f"{path.parent} does not let us write {path.name} in it")
 
 
+def check_folder(path: Path, option: str) -> None:
+    """OSError if there can be no such folder: before the work, not after it."""
+    if path.exists() and not path.is_dir():
+        raise NotADirectoryError(f"{path} is a file, not a folder for {option}")
+    if not path.exists():
+        check_place(path, path.suffix.lower())
+
+
 def write_png(
     path: Path,
     sheet: Array,

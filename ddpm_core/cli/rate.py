@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,26 +154,33 @@ class Run:
         self,
         variance: str,
         levels: Level,
-        unseen: Callable[[], datasets.Images],
+        unseen: datasets.Images | None = None,
     ) -> Reverse:
-        """The reverse process of a variance; the optimal one is measured here."""
+        """The reverse process of a variance; the optimal one is measured here, on unseen images."""
         schedule = self.checkpoint.schedule
         if variance == "learned":
             t, s = steps_of(levels)
             return learned_range(self.denoise, float(small(t.take(-2), s.take(-2))))
         if variance != "optimal":
             return reverse(self.denoise, small if variance == "small" else large)
-        images = unseen()
+        assert unseen is not None
         times = np.unique(np.rint(np.geomspace(1, schedule.ends[1], 40)))
         some = schedule(times)
         # Other noise than that of the evaluation: its ids are above all of those.
-        parts = list(self.batches(images, np.arange(len(images.images)), first_id=1 << 30))
+        parts = list(self.batches(unseen, np.arange(len(unseen.images)), first_id=1 << 30))
         errors: list[Array] = []
         with progress(len(parts), "Measuring the variance", quiet=self.quiet) as bar:
             for _, x_0, noise, cond in counted(parts, bar):
                 errors.append(len(x_0) * errors_at(self.denoise, some, x_0, noise, **cond))
-        mean = np.sum(errors, axis=0) / len(images.images)
+        mean = np.sum(errors, axis=0) / len(unseen.images)
         return reverse(self.denoise, optimal(interpolated(some, mean)))
+
+    def digest(self, images: datasets.Images) -> str:
+        """Eight digits that differ from those of other images, or of other classes if told."""
+        total = zlib.crc32(np.ascontiguousarray(images.images).tobytes())
+        if self.labelled and images.classes is not None:
+            total = zlib.crc32(images.classes.astype(np.int64).tobytes(), total)
+        return f"{total:08x}"
 
     def bound(
         self,
@@ -194,7 +201,7 @@ class Run:
         count, terms = len(images.images), len(levels.sigma) - 2 if u is None else u.shape[1]
         about = {
             "model": fingerprint(self.checkpoint), "seed": self.seed, **(about or {}),
-            "images": f"{zlib.crc32(np.ascontiguousarray(images.images).tobytes()):08x}",
+            "images": self.digest(images),
         }  # fmt: skip
         sizes = {"prior": (), "steps": (terms,), "data": (), "weight": (terms,)}
         arrays: dict[str, Array] = {name: np.zeros((count, *size)) for name, size in sizes.items()}

@@ -250,7 +250,7 @@ class Run:
         kernel = judge.kernel(
             "learned" if judge.predict.variance else "optimal",
             levels,
-            lambda: part(trained, np.arange(min(64, len(trained.images)))),
+            part(trained, np.arange(min(64, len(trained.images)))),
         )
         terms = min(10, self.trainer.schedule.T - 1)
         u = np.random.default_rng(0).random((len(some.images), terms))

@@ -175,10 +175,8 @@ def sample(
         pictures.check_place(out, ".png", ".npz")
         if out.suffix.lower() == ".npz" and (grid is not None or gif is not None):
             raise ValueError("an .npz has no sheet: leave out --grid and --gif")
-    elif out_dir.exists() and not out_dir.is_dir():
-        raise NotADirectoryError(f"{out_dir} is a file, not a folder for --out-dir")
-    elif not out_dir.exists():
-        pictures.check_place(out_dir, out_dir.suffix.lower())
+    else:
+        pictures.check_folder(out_dir, "--out-dir")
     if gif is not None:
         pictures.check_place(gif, ".gif")
     strength = parse_guidance(guidance, guidance_interval)
