@@ -17,7 +17,9 @@ from ddpm_core import parameterisations
 from ddpm_core.arrays import fit
 from ddpm_core.gaussians import Gaussian
 from ddpm_core.kernels import optimal
+from ddpm_core.levels import tau
 from ddpm_core.nn import UNetConfig
+from ddpm_core.process import q_posterior, small
 from ddpm_core.schedules import EDM
 from ddpm_core.testing import (
     check_denoiser,
@@ -240,6 +242,19 @@ def test_wrong_kernels(change, laws):
     assert [law for law in found if law in laws] == laws
 
 
+def test_an_exact_variance_between_two_modes():
+    """Of two points it is above the mean that any data need, at an x_t between them."""
+    oracle = ddpm.DatasetOracle([[-1.0], [1.0]])
+
+    def kernel(x_t, t, s):
+        x_0 = oracle(x_t, t)
+        error = (s.alpha * tau(t, s)) ** 2 * (1 - x_0**2)  # of x_0 = -1 or 1
+        mean = q_posterior(x_0, x_t, t, s).mean
+        return Gaussian(mean, small(t, s) + error if s.sigma else 0.0)
+
+    check_kernel(kernel, oracle, x_0=[[1.0], [-1.0], [1.0], [-1.0]])
+
+
 def test_a_kernel_of_draws_alone():
     """The variance of a kernel that has none is that of its draws."""
 
@@ -261,6 +276,7 @@ def test_portable_noise_passes():
     """On NumPy, and with many samples of few numbers."""
     check_noise(ddpm.portable_noise(3))
     check_noise(ddpm.portable_noise(4, dtype=np.float64), (512, 2, 3))
+    check_noise(ddpm.portable_noise(5), (4096, 1))
 
 
 def by(change):
@@ -301,8 +317,9 @@ def test_wrong_noise(noise, law):
 
 
 def test_shape_of_noise():
-    with pytest.raises(ValueError, match=r"shape must be \(B, \*D\) with B at least 2"):
-        check_noise(ddpm.portable_noise(0), (4,))
+    for shape in ((4,), (1, 4096), (4, 499)):
+        with pytest.raises(ValueError, match=r"shape must be \(B, \*D\) with B at least 2, and"):
+            check_noise(ddpm.portable_noise(0), shape)
 
 
 # Networks

@@ -14,7 +14,8 @@ from ddpm_core.testing.report import Report
 from ddpm_core.typing import Array, Noise
 
 _EPS, _COUNTER = "Ho et al. 2020, Eq. 4", "Salmon et al. 2011, section 2"
-_ERRORS = 6.0  #: standard errors: less than 1 of 10^8 right sources is called wrong
+_ERRORS = 6.0  #: standard errors
+_LEAST = 2000  #: numbers: of fewer, chance alone takes right moments over 6 standard errors
 _P = 1e-6  #: of Kolmogorov's test: of a million right draws one is called wrong
 
 
@@ -27,7 +28,7 @@ def check_noise(
     """AssertionError if a source of noise breaks a law, saying which, where, and by how much.
 
     noise: (step, shape) -> a standard normal array
-    shape: (B, *D), B at least 2, of what is drawn; a few thousand numbers tell moments apart
+    shape: (B, *D), B at least 2, of what is drawn, in all 2000 numbers or more
     to_numpy: from the library of the noise
 
     That a batch begins with the samples of a smaller one is a law of `portable_noise`, which keeps
@@ -51,8 +52,11 @@ def examine_noise(
     to_numpy: Callable[[Any], Array] = np.asarray,
 ) -> Report:
     """What `check_noise` finds, as a report, also where a law is broken."""
-    if len(shape) < 2 or shape[0] < 2:
-        raise ValueError(f"shape must be (B, *D) with B at least 2, but is {shape}")
+    if len(shape) < 2 or shape[0] < 2 or math.prod(shape) < _LEAST:
+        raise ValueError(
+            f"shape must be (B, *D) with B at least 2, and {_LEAST} numbers or more in all, but is "
+            f"{shape}"
+        )
     steps = (0, 1, 2, 7)
 
     def draw(step: int, shape: tuple[int, ...] = shape) -> Array:
@@ -97,9 +101,11 @@ def examine_noise(
 
     def within(step: int) -> Sides:
         x = wide(step)
-        pairs = [(x[:1], x[1:2]), (x[:, 1:], x[:, :-1]), (x[:, 1:] ** 2 - 1, x[:, :-1] ** 2 - 1)]
-        found = [correlation(a, b).found for a, b in pairs]
-        return Sides(np.array(found) / (1, 1, 2), 0.0, _ERRORS)
+        found = [correlation(x[1:], x[:-1]).found]
+        if x.shape[1] > 1:
+            a, b = x[:, 1:], x[:, :-1]
+            found += [correlation(a, b).found, correlation(a**2 - 1, b**2 - 1).found / 2]
+        return Sides(np.array(found), 0.0, _ERRORS)
 
     two = list(combinations(steps, 2))
     findings = (
