@@ -57,6 +57,17 @@ def test_schedules_of_a_maker(schedule):
     check_sampler(ddpm.dpmpp_2m, schedule=schedule)
 
 
+def test_a_maker_that_takes_some_counts():
+    """It is run on those that are given, and on the two of the law of the variance."""
+
+    def strided(schedule, steps):
+        if schedule.T % steps:
+            raise ValueError("steps must divide T")
+        return ddpm.ddim(schedule, steps)
+
+    check_sampler(strided, steps=[10, 20, 50])
+
+
 def test_a_variance_between_the_two_is_a_choice():
     """`large`, and a mean of both, pass with a note; what is above `large` fails."""
     law = "x_0 known: the variance at each level is sigma²"

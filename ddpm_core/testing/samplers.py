@@ -98,9 +98,11 @@ def examine_sampler(
         )
     made, failed = _make(sampler, list(_cases(schedule, steps)))
     long = linear() if schedule is None else schedule
-    findings = [failed, *_of_tables(made, precision), _counts(made, calls), _pure(sampler, long)]
+    few = _small(long, steps)
+    findings = [failed, *_of_tables(made, precision), _counts(made, calls)]
+    findings.append(_pure(sampler, long, few))
     if threads:
-        findings.append(_in_threads(sampler, long))
+        findings.append(_in_threads(sampler, long, few))
     findings.append(_spread(sampler, long))
     if order is not None:
         findings.append(_order(sampler, order, schedule))
@@ -320,20 +322,20 @@ def _equal(found: Array, wanted: Array) -> Sides:
     return Sides(found, wanted)
 
 
-def _pure(maker: Solver, schedule: Schedule) -> Finding:
+def _pure(maker: Solver, schedule: Schedule, few: list[int]) -> Finding:
     """Made again, at once and after a table of another count, a table is the same."""
 
     def sides(n: int) -> Sides:
         first, again = (_numbers(maker(schedule, n)) for _ in range(2))
-        maker(schedule, 2 * n + 1)
+        maker(schedule, few[-1] if n != few[-1] else few[0])
         return _equal(np.append(again, _numbers(maker(schedule, n))), np.append(first, first))
 
     law = "a pure function: the same arguments give the same table again"
-    return tried(law, _RESPACED, _small(schedule), sides, at=_steps)
+    return tried(law, _RESPACED, few, sides, at=_steps)
 
 
-def _in_threads(maker: Solver, schedule: Schedule) -> Finding:
-    counts = [*_small(schedule)] * 3
+def _in_threads(maker: Solver, schedule: Schedule, few: list[int]) -> Finding:
+    counts = few * 3
     law = "a pure function: tables that are made at once in threads are those made in turn"
 
     def numbers(n: int) -> Array:
@@ -352,9 +354,10 @@ def _in_threads(maker: Solver, schedule: Schedule) -> Finding:
     )  # fmt: skip
 
 
-def _small(schedule: Schedule) -> list[int]:
-    most = (schedule.T - 1) // 2 if isinstance(schedule, Discrete) else 5
-    return [n for n in (2, 3, 5) if n <= most]
+def _small(schedule: Schedule, steps: Sequence[int] | None) -> list[int]:
+    """The first counts of steps that a maker takes."""
+    counts = (2, 3, 5) if steps is None else sorted(set(steps))
+    return [n for n in counts if not isinstance(schedule, Discrete) or n <= schedule.T][:3]
 
 
 def _spread(maker: Solver, schedule: Schedule) -> Finding:
