@@ -15,22 +15,24 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-from sympy import QQ
-from sympy.polys.fields import FracElement, field
+import pytest
 
 import ddpm_core.samplers as package
 
+QQ: Any = pytest.importorskip("sympy").QQ
+fields: Any = pytest.importorskip("sympy.polys.fields")
+
 #: r1, r2, r3 are the steps before over this one; q2, q3 the terms of a schedule's time, of log φ or
 #: of log α in half log-SNR; S is a variance or the churn.
-K, r1, r2, r3, q2, q3, S = field("r1 r2 r3 q2 q3 S", QQ)
+K, r1, r2, r3, q2, q3, S = fields.field("r1 r2 r3 q2 q3 S", QQ)
 #: Where signs are looked at: of differences of levels, which are those of steps of any ratios.
 WITNESS = (QQ(6, 5), QQ(7, 5), QQ(8, 5), QQ(1), QQ(1), QQ(3))
 TERMS = 9
 
 
-def exact(number: Any) -> FracElement:
+def exact(number: Any) -> fields.FracElement:
     """A number of the code as the fraction of small terms that it is, to a few roundings."""
-    if isinstance(number, FracElement):
+    if isinstance(number, fields.FracElement):
         return number
     if not isinstance(number, Fraction):
         value = float(number)
@@ -46,7 +48,7 @@ def is_nan(a: Any) -> bool:
     return isinstance(a, float) and math.isnan(a)
 
 
-def sign(coefficient: FracElement) -> int:
+def sign(coefficient: fields.FracElement) -> int:
     values = list(zip(K.ring.gens, WITNESS, strict=True))
     top, bottom = (QQ(part.evaluate(values)) for part in (coefficient.numer, coefficient.denom))
     return (top * bottom > 0) - (top * bottom < 0)
@@ -59,7 +61,7 @@ class Series:
     only differences of λ matter, so that where it begins is where α = σ.
     """
 
-    def __init__(self, terms: list[FracElement], logs: Fraction | int = 0):
+    def __init__(self, terms: list[fields.FracElement], logs: Fraction | int = 0):
         self.terms, self.logs = terms, logs
 
     @classmethod
@@ -71,7 +73,7 @@ class Series:
         """The power of the first term that is not 0."""
         return next((i for i, term in enumerate(self.terms) if term), len(self.terms))
 
-    def coefficient(self, i: int) -> FracElement:
+    def coefficient(self, i: int) -> fields.FracElement:
         if i >= len(self.terms):
             raise ValueError(f"O(ε^{len(self.terms)}) does not know its term {i}")
         return self.terms[i]
@@ -113,7 +115,7 @@ class Series:
         assert i < len(other.terms), "a division by 0"
         lead, rest = other.terms[i], other.terms[i + 1 :]
         assert not any(self.terms[:i]), "a pole"
-        quotient: list[FracElement] = []
+        quotient: list[fields.FracElement] = []
         for n, a in enumerate(self.terms[i:]):
             if n > len(rest):
                 break
