@@ -23,7 +23,7 @@ from ddpm_core.cli import processes
 from ddpm_core.cli.datasets.arrays import read_arrays
 from ddpm_core.typing import Array
 
-PATIENCE = 600.0  #: seconds without a new file, after which other processes are not waited for
+PATIENCE = 3600.0  #: seconds without a new file, after which other processes are not waited for
 _ABOUT = "about.json"  #: in each file, beside the arrays
 _MOST = 1 << 22  #: bytes of it, of which 200,000 samples take less
 
