@@ -49,7 +49,7 @@ def test_executable(tmp_path, model):
     assert (bad.returncode, bad.stdout) == (2, "")
     assert (
         bad.stderr
-        == "ddpm-core: no model 'none': neither a file, nor a folder, nor one of fashion-mnist\n"
+        == "ddpm-core: no model 'none': neither a file, nor a folder, nor one of emoji, fashion-mnist\n"
     )
 
 
