@@ -48,8 +48,8 @@ def test_executable(tmp_path, model):
     bad = executable("sample", "--model", "none", cwd=tmp_path)
     assert (bad.returncode, bad.stdout) == (2, "")
     assert (
-        bad.stderr
-        == "ddpm-core: no model 'none': neither a file, nor a folder, nor one of emoji, fashion-mnist\n"
+        bad.stderr == "ddpm-core: no model 'none': neither a file, nor a folder, nor one of emoji, "
+        "fashion-mnist\n"
     )
 
 
