@@ -96,7 +96,7 @@ a table are tried with 10 to 25 steps.
 
 def _show(console: Console, found: Audit) -> None:
     """One row for an object that obeys, and one for each law that is broken."""
-    console.print(f"\n[bold]{found.library} {found.version}[/bold]", highlight=False)
+    console.print(f"\n[bold]{found.name} {found.version}[/bold]", highlight=False)
     table = Table("object", "law", "verdict", "numbers", box=None, pad_edge=False)
     lines = list(found.lines)
     for label in dict.fromkeys(line.label for line in lines):

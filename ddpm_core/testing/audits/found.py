@@ -61,10 +61,11 @@ class Line(NamedTuple):
 class Audit:
     """What was found of a library.
 
+    name, version: of the library
     notes: key -> note, in the order of telling
     """
 
-    library: str
+    name: str
     version: str
     lines: tuple[Line, ...]
     notes: Mapping[str, Note]
@@ -107,7 +108,7 @@ class Audit:
                 finding["verdict"], finding["explained_by"] = next(notes)
             objects.append(each)
         return {
-            "library": self.library,
+            "library": self.name,
             "version": self.version,
             "objects": objects,
             "notes": {key: note._asdict() for key, note in self.notes.items()},

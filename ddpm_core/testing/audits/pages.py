@@ -16,7 +16,7 @@ def page(audit: Audit) -> str:
     objects = audit.reports()
     counts = ", ".join(f"{count} {_WORDS[v]}" for v, count in audit.counts().items())
     parts = [
-        f"## {audit.library} {audit.version}".rstrip(),
+        f"## {audit.name} {audit.version}".rstrip(),
         _wrapped(
             f"{len(objects)} objects and {len(audit.lines)} laws: {counts}. {_found(audit)}".strip()
         ),
@@ -141,7 +141,7 @@ def names(audits: Sequence[Audit]) -> str:
     for audit in audits:
         for line in audit.lines:
             if line.ours and line.finding.law.startswith("it is ") and not line.finding.failure:
-                per = found.setdefault(_first_name(line.ours), {}).setdefault(audit.library, [])
+                per = found.setdefault(_first_name(line.ours), {}).setdefault(audit.name, [])
                 per.append(line.label)
     rows = [
         f"| {_names_here(ours)} | "
