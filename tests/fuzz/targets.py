@@ -309,10 +309,11 @@ _TAKES: dict[str, Callable[[Any, str], Any]] = {
 
 @target
 def fields(data: bytes) -> None:
-    """JSON, and each way to take an entry, of each entry."""
+    """JSON, and each way to take an entry, of each entry whose name we could ask for."""
     with refused(ValueError, naming="a.json"):
         about = parse(data, "a.json")
-        for name in ["missing", *(name for name in list(about.about)[:20] if len(name) < 80)]:
+        ours = (name for name in list(about.about)[:20] if len(name) < 80 and name.isprintable())
+        for name in ["missing", *ours]:
             for take in _TAKES.values():
                 with refused(ValueError, naming="a.json"):
                     take(about, name)
