@@ -34,7 +34,7 @@ def test_every_solver_passes(entry):
     """As a maker, on all small counts of steps."""
     found = check_sampler(entry.solver, steps=COUNTS.get(entry.name))
     said = {finding.law: finding.verdict for finding in found.findings}
-    assert len(said) == 11
+    assert len(said) == 12
     silent = {law for law, verdict in said.items() if verdict == "does not apply"}
     assert len(silent) <= 2
     assert ("x_0 known: the variance at each level is sigma²" in silent) is not entry.takes_noise
@@ -135,6 +135,20 @@ def test_levels():
     up = replace(u, levels=LINEAR(np.array([1000.0, 500, 750, 250, 0])))
     with pytest.raises(AssertionError, match=r"noise falls, .*: at call 1: -5.69"):
         check_sampler(up)
+
+
+@pytest.mark.parametrize("schedule", [ddpm.zero_terminal_snr(LINEAR), ddpm.cosine(4000), ddpm.VP()])
+def test_times_of_a_table(schedule):
+    """They are those of its own schedule, also where it is rounded, and of no other."""
+    law = "each level has the log-SNR, alpha and sigma of the schedule at its time"
+    table = samplers.dpmpp_2s(schedule, 61)
+    assert law in [finding.law for finding in check_sampler(table, schedule=schedule).findings]
+    assert law not in [finding.law for finding in check_sampler(table).findings]
+    u = table.unroll()
+    rough = replace(u, levels=u.levels.map(lambda field: field.astype(np.float32)))
+    check_sampler(rough, schedule=schedule, precision=1e-6)
+    with pytest.raises(AssertionError, match=f"{law} .*: at point 0, time "):
+        check_sampler(table, schedule=ddpm.linear(5000, rescale=True))
 
 
 class Counting:

@@ -37,6 +37,7 @@ DATA, WIDE = (ddpm.GaussianOracle([0.5, -0.5], var) for var in (0.25, 4.0))
 MEAN = "x_0 known: the mean at each level is alpha x_0"
 NOISE = "x_0 known: without fresh noise, each level has sigma eps"
 VARIANCE = "x_0 known: the variance at each level is sigma²"
+TOLD = "each level has the log-SNR, alpha and sigma of the schedule at its time"
 LANDS = "at clean data the sample is the last x_0 as read, without noise"
 MADE = "every count of steps makes a table of finite numbers"
 EXACT = "x_0 is E[x_0 | x_t]"
@@ -189,6 +190,32 @@ def unbound(schedule, steps):
     return ddpm.ddim(schedule, steps)
 
 
+def told(times, table=False):
+    """DDIM, whose network is told times(schedule, times)."""
+
+    def make(schedule, steps):
+        u = ddpm.ddim(schedule, steps).unroll()
+        return replace(u, levels=u.levels._replace(time=times(schedule, u.levels.time)))
+
+    if table:
+        return lambda: examine_sampler(make(LINEAR, 5), schedule=LINEAR)
+    return lambda: examine_sampler(make)
+
+
+def index(schedule, times):
+    """Counted from 0, where the schedule's clean data are at 0."""
+    return np.append(times[:-1] - 1, 0)
+
+
+def other_grid(schedule, times):
+    """The points are on a trailing grid, the times on an even one with both ends."""
+    return grids.linspace(schedule, len(times) - 1)
+
+
+def right_times(schedule, times):
+    return times
+
+
 class Shared:
     """A maker that goes on from the table before, by a counter that is nobody's own."""
 
@@ -260,6 +287,9 @@ SAMPLERS = {
     "a step size that one step lacks": Row(
         MADE, lambda: examine_sampler(unbound), lambda: examine_sampler(ddpm.ddim)
     ),
+    "times that are indices": Row(TOLD, told(index), told(right_times)),
+    "times of another grid": Row(TOLD, told(other_grid), told(right_times)),
+    "times that are indices, in one table": Row(TOLD, told(index, True), told(right_times, True)),
     "state between calls": Row(
         "a pure function: the same arguments give the same table again",
         lambda: examine_sampler(Shared(), threads=False),

@@ -7,12 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from importlib.util import find_spec
 from itertools import pairwise
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from ddpm_core.arrays import kind
 from ddpm_core.certificates import Solver, convergence, law
+from ddpm_core.levels import Level
 from ddpm_core.oracles import GaussianOracle
 from ddpm_core.samplers import Sampler, Unrolled
 from ddpm_core.schedules import Discrete, Schedule, linear
@@ -40,7 +41,8 @@ def check_sampler(
     sampler: a table, as `Sampler` or `Unrolled`; or what makes one, (schedule, steps, *, times=),
         of which the simplest table that breaks a law is told
     order: of convergence, that it is said to have; needs a maker which takes times=, and scipy
-    schedule: of a maker; by default `linear`, of T = 1 .. 16 and 1000, and `VP` for the order
+    schedule: of a table, whose times its levels have, for the law of what the network is told; of a
+        maker, by default `linear`, of T = 1 .. 16 and 1000, and `VP` for the order
     steps: of a maker; by default all counts up to 16, then 30 and 61
     calls: of a maker, steps -> network calls; by default each step after the second is as many
     threads: whether a maker is also run in several at once
@@ -90,7 +92,11 @@ def examine_sampler(
             )
         table = sampler.unroll() if isinstance(sampler, Sampler) else sampler
         name = sampler.name if isinstance(sampler, Sampler) else "this sampler"
-        return Report(f"{name}, {table.nfe} calls", _of_tables([_Table("", table)], precision))
+        made = [_Table("", table, schedule)]
+        findings = [*_of_tables(made, precision)]
+        if schedule is not None:
+            findings.append(_told(made, precision))
+        return Report(f"{name}, {table.nfe} calls", tuple(findings))
     if not callable(sampler):
         raise TypeError(
             f"sampler must be a Sampler, an Unrolled, or a function (schedule, steps) that makes "
@@ -99,8 +105,8 @@ def examine_sampler(
     made, failed = _make(sampler, list(_cases(schedule, steps)))
     long = linear() if schedule is None else schedule
     few = _small(long, steps)
-    findings = [failed, *_of_tables(made, precision), _counts(made, calls)]
-    findings.append(_pure(sampler, long, few))
+    findings = [failed, *_of_tables(made, precision), _told(made, precision)]
+    findings += [_counts(made, calls), _pure(sampler, long, few)]
     if threads:
         findings.append(_in_threads(sampler, long, few))
     findings.append(_spread(sampler, long))
@@ -114,7 +120,7 @@ class _Table(NamedTuple):
 
     where: str
     table: Unrolled
-    of: Any = None
+    of: Schedule | None
     steps: int = 0
 
 
@@ -286,6 +292,29 @@ def _lands(made: _Table, precision: float) -> Sides | None:
     wanted[u.nfe] = 1.0
     found = np.concatenate([u.x[-1:], u.y[-1], u.z[-1]])
     return Sides(found, wanted, 256 * precision)
+
+
+def _told(made: list[_Table], precision: float) -> Finding:
+    """Each level beside the schedule's at the time that it has, which the network is told."""
+
+    def sides(case: tuple[str, Schedule, Level]) -> Sides:
+        _, schedule, t = case
+        wanted, allowed = schedule(t.time), 256 * precision
+        if np.isfinite(wanted.logsnr):  # both it and the time are rounded
+            clean, noisiest = schedule.ends
+            before = schedule(max(clean, t.time - allowed * (noisiest - clean)))
+            moved = abs(before.logsnr - wanted.logsnr)
+            allowed = allowed * (1 + abs(wanted.logsnr)) + (moved if np.isfinite(moved) else 0)
+        return Sides(np.array(t[1:]), np.array(wanted[1:]), allowed)
+
+    cases = [
+        (f"{u.where}point {i}, time {t.time:g}", u.of, t)
+        for u in made
+        if u.of is not None
+        for i, t in enumerate(map(u.table.levels.take, range(u.table.nfe + 1)))
+    ]
+    law = "each level has the log-SNR, alpha and sigma of the schedule at its time"
+    return tried(law, _MARGINAL, cases, sides, at=itemgetter(0))
 
 
 def _counts(made: list[_Table], calls: Callable[[int], int] | None) -> Finding:
