@@ -40,10 +40,13 @@ def check_sampler(
 
     sampler: a table, as `Sampler` or `Unrolled`; or what makes one, (schedule, steps, *, times=),
         of which the simplest table that breaks a law is told
-    order: of convergence, that it is said to have; needs a maker which takes times=, and scipy
+    order: of convergence, that it is said to have; needs a maker which takes times=, and scipy, and
+        is measured between 160 and 320 steps
     schedule: of a table, whose times its levels have, for the law of what the network is told; of a
         maker, by default `linear`, of T = 1 .. 16 and 1000, and `VP` for the order
-    steps: of a maker; by default all counts up to 16, then 30 and 61
+    steps: of a maker; by default all counts up to 16, then 30 and 61, and T/100, T/50 and T/4, with
+        T = 1000 where it has none, for the variance that is drawn. That needs a count and two of at
+        most a twelfth of it
     calls: of a maker, steps -> network calls; by default each step after the second is as many
     threads: whether a maker is also run in several at once
     precision: of the numbers of its tables; 1e-7 for what is made in float32
@@ -104,12 +107,12 @@ def examine_sampler(
         )
     made, failed = _make(sampler, list(_cases(schedule, steps)))
     long = linear() if schedule is None else schedule
-    few = _small(long, steps)
+    few = _taken(long, (2, 3, 5) if steps is None else steps)[:3]
     findings = [failed, *_of_tables(made, precision), _told(made, precision)]
     findings += [_counts(made, calls), _pure(sampler, long, few)]
     if threads:
         findings.append(_in_threads(sampler, long, few))
-    findings.append(_spread(sampler, long))
+    findings.append(_spread(sampler, long, steps))
     if order is not None:
         findings.append(_order(sampler, order, schedule))
     return Report(getattr(sampler, "__name__", "this sampler"), tuple(findings))
@@ -383,17 +386,19 @@ def _in_threads(maker: Solver, schedule: Schedule, few: list[int]) -> Finding:
     )  # fmt: skip
 
 
-def _small(schedule: Schedule, steps: Sequence[int] | None) -> list[int]:
-    """The first counts of steps that a maker takes."""
-    counts = (2, 3, 5) if steps is None else sorted(set(steps))
-    return [n for n in counts if not isinstance(schedule, Discrete) or n <= schedule.T][:3]
+def _taken(schedule: Schedule, steps: Sequence[int]) -> list[int]:
+    """Those counts of steps for which a schedule has times, the least first."""
+    return [n for n in sorted(set(steps)) if not isinstance(schedule, Discrete) or n <= schedule.T]
 
 
-def _spread(maker: Solver, schedule: Schedule) -> Finding:
+def _spread(maker: Solver, schedule: Schedule, steps: Sequence[int] | None) -> Finding:
     """The variance drawn of N(0, 1/4) from the exact q(x_T), beside that of the data."""
     data = GaussianOracle([0.0], 0.25)
     top = schedule.T if isinstance(schedule, Discrete) else 1000
-    few, many = top // 100, top // 4
+    usual = (top // 100, 2 * (top // 100), top // 4)
+    counts = _taken(schedule, usual if steps is None else steps)
+    # Of first order an error falls to a twelfth; to a quarter, if the few steps are too few.
+    few = [n for n in counts if 12 * n <= counts[-1]][-2:]
 
     def off(n: int) -> float:
         table = _unrolled(maker(schedule, n))
@@ -403,20 +408,21 @@ def _spread(maker: Solver, schedule: Schedule) -> Finding:
     return tried(
         "of N(0, 1/4) the log of the variance drawn tends to the data's as the steps grow",
         "Ho et al. 2020, section 2",
-        [many] if few else [],
-        lambda n: Sides(off(n), max(off(few), off(2 * few)) / 4 + 1e-8, how="at most"),
-        at=lambda n: f"{n} steps, beside a quarter of what it is off after {few} or {2 * few}",
-        note="the schedule has too few steps",
+        counts[-1:] if len(few) == 2 else [],
+        lambda n: Sides(off(n), max(map(off, few)) / 4 + 1e-8, how="at most"),
+        at=lambda n: f"{n} steps, beside a quarter of what it is off after {few[0]} or {few[1]}",
+        note="it needs a count of steps, and two of at most a twelfth of it",
     )
 
 
 def _order(maker: Solver, order: float, schedule: Schedule | None) -> Finding:
-    name = f"the measured order of convergence is at least {order:g}, to the nearest half"
+    name = f"the measured order of convergence is at least {order:g}, rounded to a whole number"
     source = "Hairer et al. 1993, II.3"
     if find_spec("scipy") is None:
         return Finding(name, source, note="scipy is missing")
 
     def sides(steps: tuple[int, ...]) -> Sides:
-        return Sides(convergence(maker, steps, schedule).slopes[-1], order, 0.5, "at least")
+        # So many steps do not show the order itself, but a number nearer to it than to another.
+        return Sides(convergence(maker, steps, schedule).slopes[-1], order - 0.5, how="at least")
 
     return tried(name, source, [(80, 160, 320)], sides, at=lambda steps: f"{steps[-1]} steps")
