@@ -5,15 +5,17 @@ Right ones pass, and each wrong one breaks the law that is for it, and no other 
 
 from __future__ import annotations
 
+import inspect
 import json
 import math
+import sys
 from functools import partial
 
 import numpy as np
 import pytest
 
 import ddpm_core as ddpm
-from ddpm_core import parameterisations
+from ddpm_core import parameterisations, testing
 from ddpm_core.arrays import fit
 from ddpm_core.gaussians import Gaussian
 from ddpm_core.kernels import optimal
@@ -22,6 +24,8 @@ from ddpm_core.nn import UNetConfig
 from ddpm_core.process import q_posterior, small
 from ddpm_core.schedules import EDM
 from ddpm_core.testing import (
+    Finding,
+    Report,
     check_denoiser,
     check_kernel,
     check_network,
@@ -35,6 +39,7 @@ from ddpm_core.testing import (
 )
 from ddpm_core.testing.backend_checks import random_params
 from ddpm_core.testing.cases import Sides, compared, tried
+from ddpm_core.testing.report import raising
 
 LINEAR = ddpm.linear()
 SCHEDULES = [LINEAR, ddpm.cosine(1000), ddpm.VP(), ddpm.zero_terminal_snr(LINEAR)]
@@ -363,7 +368,32 @@ def test_two_times():
         check_network(net, (3,), times=[5])
 
 
-# Reports
+# Checks and reports
+
+
+@pytest.mark.parametrize("name", [n for n in testing.__all__ if n.startswith("check_")])
+def test_a_check_is_its_examination(name):
+    """By name, place, arguments and words, of which the first says that it raises."""
+    check, examine = getattr(testing, name), getattr(testing, name.replace("check", "examine"))
+    assert (check.__name__, check.__qualname__) == (name, name)
+    assert check.__module__ == examine.__module__
+    assert getattr(sys.modules[check.__module__], name) is check
+    assert inspect.signature(check) == inspect.signature(examine)
+    first, _, rest = inspect.getdoc(check).partition("\n\n")
+    assert first.startswith("AssertionError if a law is broken")
+    assert rest == inspect.getdoc(examine)
+
+
+def test_a_check_raises_what_its_examination_reports():
+    """With all arguments passed on, by place and by name, and the report in the error."""
+    keep = lambda first, *, second: Report("it", (Finding(first, "source", 1, failure=second),))
+    keep.__name__ = "examine_it"
+    assert raising(keep)("law", second="").findings == keep("law", second="").findings
+    with pytest.raises(
+        AssertionError, match=r"1 law of it fails\n- law \(source\): too far"
+    ) as error:
+        raising(keep)("law", second="too far")
+    assert error.value.report.broken[0].failure == "too far"
 
 
 def test_reports_have_sources_and_are_json():

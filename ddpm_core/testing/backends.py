@@ -13,7 +13,7 @@ import numpy as np
 from ddpm_core.backends import Backend, backend
 from ddpm_core.nn import Ops
 from ddpm_core.testing.backend_checks import CHECKS, Check, NotApplicable
-from ddpm_core.testing.report import Finding, Report
+from ddpm_core.testing.report import Finding, Report, raising
 
 
 class Line(NamedTuple):
@@ -32,20 +32,18 @@ class Line(NamedTuple):
         return f"{self.check}: {self.verdict} ({why})"
 
 
-def check_backend(on: Backend) -> Report:
-    """Checks a backend against NumPy in float64; AssertionError says which checks fail, and how.
+def examine_backend(on: Backend) -> Report:
+    """Where a backend has the numbers of NumPy in float64, and where it has not.
 
     Noise, the forward process, samplers and the UNet must give NumPy's numbers to rounding, and a
     compiled step those of the plain one. It takes seconds where nothing is compiled, and otherwise
     a minute or two. What a backend lacks, such as gradients, does not apply. For a test of your
     own package: `check_backend(Mine())`.
     """
-    return examine_backend(on).check()
-
-
-def examine_backend(on: Backend) -> Report:
-    """What `check_backend` finds, as a report, also where a check fails."""
     return Report(repr(on), tuple(map(_finding, examined(on))))
+
+
+check_backend = raising(examine_backend)
 
 
 def _finding(line: Line) -> Finding:

@@ -25,7 +25,7 @@ from ddpm_core.testing.probes import (
     time_of,
     times_of,
 )
-from ddpm_core.testing.report import Finding, Report
+from ddpm_core.testing.report import Finding, Report, raising
 from ddpm_core.typing import Array
 
 _MEAN, _VARIANCE = "Ho et al. 2020, Eqs. 7 and 11", "Ho et al. 2020, section 3.2"
@@ -34,7 +34,7 @@ _ALGORITHM_2, _BOUND = "Ho et al. 2020, Algorithm 2", "Ho et al. 2020, Eq. 5, L_
 Pair = tuple[Level, Level]
 
 
-def check_kernel(
+def examine_kernel(
     kernel: Kernel,
     denoise: Denoiser,
     schedule: Schedule | None = None,
@@ -43,7 +43,7 @@ def check_kernel(
     asarray: Callable[[Array], Any] = np.asarray,
     to_numpy: Callable[[Any], Array] = np.asarray,
 ) -> Report:
-    """AssertionError if a reverse kernel breaks a law, saying which, where, and by how much.
+    """Which laws a reverse kernel obeys, and which it breaks.
 
     kernel: (x_t, t, s) -> p(x_s | x_t), with a mean and a variance or draws, as `Gaussian`
     denoise: whose x_0 the kernel is made of; with a `GaussianOracle` of independent coordinates
@@ -64,21 +64,6 @@ def check_kernel(
     ['the variance is at most what any data need', \
 "of Gaussian data the variance drawn tends to the data's as the steps grow"]
     """
-    return examine_kernel(
-        kernel, denoise, schedule, x_0=x_0, asarray=asarray, to_numpy=to_numpy
-    ).check()
-
-
-def examine_kernel(
-    kernel: Kernel,
-    denoise: Denoiser,
-    schedule: Schedule | None = None,
-    *,
-    x_0: Any = None,
-    asarray: Callable[[Array], Any] = np.asarray,
-    to_numpy: Callable[[Any], Array] = np.asarray,
-) -> Report:
-    """What `check_kernel` finds, as a report, also where a law is broken."""
     schedule = linear() if schedule is None else schedule
     data, pairs = data_of(denoise, x_0), some_pairs(schedule)
     precision = float(np.finfo(to_numpy(asarray(np.zeros(1))).dtype).eps)
@@ -165,6 +150,9 @@ def examine_kernel(
     findings.append(landing)
     findings += _composed(step, denoise, schedule)
     return Report("this kernel", tuple(findings))
+
+
+check_kernel = raising(examine_kernel)
 
 
 def _beside(var: Array, mean: Array) -> Array:

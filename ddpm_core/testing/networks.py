@@ -9,13 +9,13 @@ import numpy as np
 
 from ddpm_core.noise import portable_noise
 from ddpm_core.testing.cases import Sides, tried
-from ddpm_core.testing.report import Report
+from ddpm_core.testing.report import Report, raising
 from ddpm_core.typing import Array
 
 _NETWORK = "Ho et al. 2020, section 4 and Appendix B"
 
 
-def check_network(
+def examine_network(
     network: Callable[..., Any],
     shape: tuple[int, ...],
     times: Sequence[float] = (0.0, 1.0, 500.0, 999.0),
@@ -23,7 +23,7 @@ def check_network(
     asarray: Callable[[Array], Any] = np.asarray,
     to_numpy: Callable[[Any], Array] = np.asarray,
 ) -> Report:
-    """AssertionError if a network breaks a law, saying which, where, and by how much.
+    """Which laws a network obeys, and which it breaks.
 
     network: (x, timestep) -> (B, *D), or (B, 2 C, ...) with a learned variance; x is (B, *D) and
         timestep (B,)
@@ -40,18 +40,6 @@ def check_network(
     >>> [finding.law for finding in examine_network(mixing, (3,)).broken]
     ['a sample does not depend on those beside it', 'timesteps (B,) are those of each sample']
     """
-    return examine_network(network, shape, times, asarray=asarray, to_numpy=to_numpy).check()
-
-
-def examine_network(
-    network: Callable[..., Any],
-    shape: tuple[int, ...],
-    times: Sequence[float] = (0.0, 1.0, 500.0, 999.0),
-    *,
-    asarray: Callable[[Array], Any] = np.asarray,
-    to_numpy: Callable[[Any], Array] = np.asarray,
-) -> Report:
-    """What `check_network` finds, as a report, also where a law is broken."""
     if len(set(times)) < 2:
         raise ValueError(f"times must be two or more, but are {list(times)}")
     batch: Array = portable_noise(0, dtype=np.float64)(0, (3, *shape))
@@ -114,3 +102,6 @@ def examine_network(
     )
     findings = (tried(law, _NETWORK, times, f, at=lambda t: f"timestep {t:g}") for law, f in laws)
     return Report("this network", tuple(findings))
+
+
+check_network = raising(examine_network)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from ddpm_core.testing.cases import Sides, tried
-from ddpm_core.testing.report import Report
+from ddpm_core.testing.report import Report, raising
 from ddpm_core.typing import Array, Noise
 
 _EPS, _COUNTER = "Ho et al. 2020, Eq. 4", "Salmon et al. 2011, section 2"
@@ -19,13 +19,13 @@ _LEAST = 2000  #: numbers: of fewer, chance alone takes right moments over 6 sta
 _P = 1e-6  #: of Kolmogorov's test: of a million right draws one is called wrong
 
 
-def check_noise(
+def examine_noise(
     noise: Noise,
     shape: tuple[int, ...] = (4, 4096),
     *,
     to_numpy: Callable[[Any], Array] = np.asarray,
 ) -> Report:
-    """AssertionError if a source of noise breaks a law, saying which, where, and by how much.
+    """Which laws a source of noise obeys, and which it breaks.
 
     noise: (step, shape) -> a standard normal array
     shape: (B, *D), B at least 2, of what is drawn, in all 2000 numbers or more
@@ -42,16 +42,6 @@ def check_noise(
     >>> [finding.law for finding in broken]
     ['a pure function of the step', 'a batch begins with the samples of a smaller one']
     """
-    return examine_noise(noise, shape, to_numpy=to_numpy).check()
-
-
-def examine_noise(
-    noise: Noise,
-    shape: tuple[int, ...] = (4, 4096),
-    *,
-    to_numpy: Callable[[Any], Array] = np.asarray,
-) -> Report:
-    """What `check_noise` finds, as a report, also where a law is broken."""
     if len(shape) < 2 or shape[0] < 2 or math.prod(shape) < _LEAST:
         raise ValueError(
             f"shape must be (B, *D) with B at least 2, and {_LEAST} numbers or more in all, but is "
@@ -122,6 +112,9 @@ def examine_noise(
               at=_step),
     )  # fmt: skip
     return Report("this noise", findings)
+
+
+check_noise = raising(examine_noise)
 
 
 def _step(step: int) -> str:

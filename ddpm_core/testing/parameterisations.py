@@ -18,7 +18,7 @@ from ddpm_core.parameterisations import (
 from ddpm_core.schedules import Schedule, linear
 from ddpm_core.testing.cases import EPS, Sides, tried
 from ddpm_core.testing.probes import some_levels, time_of
-from ddpm_core.testing.report import Finding, Report
+from ddpm_core.testing.report import Finding, Report, raising
 from ddpm_core.typing import Array
 
 _PAIR = "Salimans & Ho 2022, section 4"
@@ -26,8 +26,10 @@ _X_0: Array = np.array([[1.0, 0.0, -0.5, 0.3]])
 _EPS: Array = np.array([[0.0, 1.0, 2.0, -0.7]])
 
 
-def check_parameterisation(predicts: Parameterisation, schedule: Schedule | None = None) -> Report:
-    """AssertionError if a parameterisation breaks a law, saying which, where, and by how much.
+def examine_parameterisation(
+    predicts: Parameterisation, schedule: Schedule | None = None
+) -> Report:
+    """Which laws a parameterisation obeys, and which it breaks.
 
     predicts: level -> (a, b), the target being a x_0 + b eps
     schedule: the levels of a network that predicts it; by default `linear`
@@ -47,13 +49,6 @@ def check_parameterisation(predicts: Parameterisation, schedule: Schedule | None
 raises ValueError: a prediction of eps says nothing of x_0 where alpha = 0, sigma = 1; predict v \
 or x0 for alpha = 0, and call no network at sigma = 0
     """
-    return examine_parameterisation(predicts, schedule).check()
-
-
-def examine_parameterisation(
-    predicts: Parameterisation, schedule: Schedule | None = None
-) -> Report:
-    """What `check_parameterisation` finds, as a report, also where a law is broken."""
     schedule = linear() if schedule is None else schedule
     levels = some_levels(schedule)
 
@@ -89,6 +84,9 @@ def examine_parameterisation(
         findings[2] = findings[2]._replace(note=note)
     findings.append(_precise(predicts, levels))
     return Report(getattr(predicts, "__name__", "this parameterisation"), tuple(findings))
+
+
+check_parameterisation = raising(examine_parameterisation)
 
 
 def _scales(t: Level) -> str:

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import wraps
+from typing import Any, NamedTuple, ParamSpec
+
+P = ParamSpec("P")
 
 
 class Finding(NamedTuple):
@@ -90,3 +94,16 @@ class Report:
 
 def _number(x: float | None) -> float | str | None:
     return x if x is None or math.isfinite(x) else str(x)
+
+
+def raising(examine: Callable[P, Report]) -> Callable[P, Report]:
+    """`check_x` of `examine_x`: the same, but that it raises the report's error."""
+
+    @wraps(examine)
+    def check(*args: P.args, **kwargs: P.kwargs) -> Report:
+        return examine(*args, **kwargs).check()
+
+    first = "AssertionError if a law is broken, saying which, where, by how much; else the report."
+    check.__doc__ = f"{first}\n\n    {examine.__doc__}"
+    check.__name__ = check.__qualname__ = examine.__name__.replace("examine", "check")
+    return check

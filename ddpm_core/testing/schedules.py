@@ -11,21 +11,21 @@ from ddpm_core.levels import Level, steps_of, tau
 from ddpm_core.process import posterior_row, small
 from ddpm_core.schedules import Discrete, Schedule, from_alpha_bars, from_betas
 from ddpm_core.testing.cases import EPS, Sides, compared
-from ddpm_core.testing.report import Finding, Report
+from ddpm_core.testing.report import Finding, Report, raising
 from ddpm_core.typing import Array
 
 _MARGINAL, _POSTERIOR = "Ho et al. 2020, Eq. 4", "Ho et al. 2020, Eq. 7"
 _SNR = "Kingma et al. 2021, section 3.1"
 
 
-def check_schedule(
+def examine_schedule(
     schedule: Schedule | None = None,
     *,
     betas: Any = None,
     alpha_bars: Any = None,
     terminal_kl: float = 0.01,
 ) -> Report:
-    """AssertionError if a noise schedule breaks a law, saying which, at what time, by how much.
+    """Which laws a noise schedule obeys, and which it breaks.
 
     Exactly one of:
 
@@ -44,19 +44,6 @@ def check_schedule(
     - terminal noise: KL(q(x_T | x_0) || N(0, I)) in nats per dimension at |x_0| = 1 (Ho et al. \
 2020, Eq. 5, L_T): at time 100, where alpha is 0.603: 0.225935 and not at most 0.01, off by 0.216
     """
-    return examine_schedule(
-        schedule, betas=betas, alpha_bars=alpha_bars, terminal_kl=terminal_kl
-    ).check()
-
-
-def examine_schedule(
-    schedule: Schedule | None = None,
-    *,
-    betas: Any = None,
-    alpha_bars: Any = None,
-    terminal_kl: float = 0.01,
-) -> Report:
-    """What `check_schedule` finds, as a report, also where a law is broken."""
     given = {"schedule": schedule, "betas": betas, "alpha_bars": alpha_bars}
     names = [name for name, value in given.items() if value is not None]
     if len(names) != 1:
@@ -69,6 +56,9 @@ def examine_schedule(
             return Report("this schedule", (form,))
     with np.errstate(all="ignore"):  # of numbers that a law then finds
         return Report("this schedule", tuple(_findings(schedule, betas, terminal_kl)))
+
+
+check_schedule = raising(examine_schedule)
 
 
 def _findings(schedule: Schedule, betas: Any, terminal_kl: float) -> list[Finding]:
