@@ -355,14 +355,27 @@ def test_the_report():
     assert rest[1].endswith(", where 4.8e-07 is allowed")
 
 
-def test_what_is_only_reported(monkeypatch):
-    """Has its number and its words, and is no law."""
+@pytest.mark.parametrize("largest", [12.0, None])
+def test_what_is_only_reported(monkeypatch, largest):
+    """Has its word, in the table and in JSON, and what there is of numbers and notes."""
 
     class Peak(Mine):
         def checks(self):
-            return {"peak": ("MiB, of a call", lambda on, host: Finding(12.0, None, "12 MiB"))}
+            return {"peak": ("MiB, of a call", lambda on, host: Finding(largest, None, "12 MiB"))}
 
     monkeypatch.setattr(suite, "CHECKS", {})
-    (found,) = check_backend(Peak()).findings
-    assert (found.law, found.verdict) == ("peak: MiB, of a call", "does not apply")
-    assert (found.error, found.note) == (12.0, "12 MiB")
+    report = check_backend(Peak())
+    assert str(report).splitlines()[-2].endswith("  reported")
+    assert str(report).splitlines()[-1] == "peak: MiB, of a call: 12 MiB"
+    assert report.to_json()["findings"] == [
+        {
+            "law": "peak: MiB, of a call",
+            "source": "beside NumPy in float64",
+            "cases": 0,
+            "error": largest,
+            "allowed": None,
+            "failure": "",
+            "note": "12 MiB",
+            "verdict": "reported",
+        }
+    ]

@@ -37,8 +37,8 @@ def examine_backend(on: Backend) -> Report:
 
     Noise, the forward process, samplers and the UNet must give NumPy's numbers to rounding, and a
     compiled step those of the plain one. It takes seconds where nothing is compiled, and otherwise
-    a minute or two. What a backend lacks, such as gradients, does not apply. For a test of your
-    own package: `check_backend(Mine())`.
+    a minute or two. What a backend lacks, such as gradients, does not apply; what has no bound,
+    such as memory, is reported. For a test of your own package: `check_backend(Mine())`.
     """
     return Report(repr(on), tuple(map(_finding, examined(on))))
 
@@ -47,7 +47,7 @@ check_backend = raising(examine_backend)
 
 
 def _finding(line: Line) -> Finding:
-    """A line as a law; what is only reported has its number and no case."""
+    """A line as a law."""
     judged, failed = line.verdict in ("ok", "failed"), line.verdict == "failed"
     words = line.note
     if failed and line.largest is not None:
@@ -60,6 +60,7 @@ def _finding(line: Line) -> Finding:
         line.allowed,
         failure=words if failed else "",
         note="" if failed else words,
+        reported=line.verdict == "reported",
     )
 
 

@@ -21,6 +21,7 @@ class Finding(NamedTuple):
         where there are no such numbers
     failure: the simplest case that breaks the law, with both numbers; empty if none does
     note: what the numbers do not say, such as why the law does not apply
+    reported: whether it is a fact, of which no law says what it must be
     """
 
     law: str
@@ -30,11 +31,16 @@ class Finding(NamedTuple):
     allowed: float | None = None
     failure: str = ""
     note: str = ""
+    reported: bool = False
 
     @property
     def verdict(self) -> str:
-        """holds, broken, or does not apply."""
-        return "broken" if self.failure else "holds" if self.cases else "does not apply"
+        """holds, broken, reported, or does not apply."""
+        if self.failure:
+            return "broken"
+        if self.reported:
+            return "reported"
+        return "holds" if self.cases else "does not apply"
 
 
 @dataclass(frozen=True)
@@ -68,12 +74,11 @@ class Report:
 
     def to_json(self) -> dict[str, Any]:
         """As `json.dumps` takes it; NaN and infinities are words."""
-        findings = [
-            finding._asdict()
-            | {name: _number(getattr(finding, name)) for name in ("error", "allowed")}
-            | {"verdict": finding.verdict}
-            for finding in self.findings
-        ]
+        findings: list[dict[str, Any]] = []
+        for finding in self.findings:
+            numbers = {name: _number(getattr(finding, name)) for name in ("error", "allowed")}
+            findings.append(finding._asdict() | numbers | {"verdict": finding.verdict})
+            del findings[-1]["reported"]  # which the verdict says
         return {"subject": self.subject, "findings": findings}
 
     def __str__(self) -> str:
