@@ -260,6 +260,17 @@ def test_an_exact_variance_between_two_modes():
     check_kernel(kernel, oracle, x_0=[[1.0], [-1.0], [1.0], [-1.0]])
 
 
+@pytest.mark.parametrize("variance", [ddpm.small, ddpm.large])
+def test_kernels_in_float32(variance):
+    """With the precision of that, also along a whole walk; a thousandth off is not right."""
+    kw = {"asarray": partial(np.asarray, dtype=np.float32)}
+    check_kernel(ddpm.reverse(NORMAL, variance), NORMAL, **kw)
+    check_kernel(NORMAL.reverse, NORMAL, **kw)
+    off = lambda x, t: NORMAL(x, t) * (1 + 1e-3)
+    found = broken(examine_kernel(ddpm.reverse(off, variance), NORMAL, **kw))
+    assert "a step takes the mean of q(x_t) to that of q(x_s)" in found
+
+
 def test_a_kernel_of_draws_alone():
     """The variance of a kernel that has none is that of its draws."""
 

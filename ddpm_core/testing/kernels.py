@@ -15,7 +15,7 @@ from ddpm_core.oracles import GaussianOracle
 from ddpm_core.process import large, q_posterior, small
 from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Schedule, linear
-from ddpm_core.testing.cases import EPS, Sides, tried
+from ddpm_core.testing.cases import Sides, tried
 from ddpm_core.testing.probes import (
     data_of,
     noisy,
@@ -50,7 +50,8 @@ def examine_kernel(
         also what a whole walk draws is checked
     schedule: by default `linear`, of whose levels some pairs are tried
     x_0: samples of the data (B, *D); by default the means of the oracle
-    asarray, to_numpy: to and from the library of the kernel
+    asarray, to_numpy: to and from the library of the kernel; the dtype that asarray makes says how
+        exact it must be
 
     The variance must lie between that of known data, β̃, and the most that any data need; above β,
     that of N(0, I), it is a choice, and is noted.
@@ -105,8 +106,8 @@ def examine_kernel(
         # is its mean over x_t; between two modes an exact variance is above it.
         of_x_0 = (t.sigma / t.alpha) ** 2 if t.alpha > 0 else np.inf
         bound = max(small(t, s) + (s.alpha * tau(t, s)) ** 2 * of_x_0, large(t, s))
-        least = found.min(axis=0) if found.ndim else found
-        return Sides(least, bound, 64 * precision * bound, "at most")
+        lowest = found.min(axis=0) if found.ndim else found
+        return Sides(lowest, bound, 64 * precision * bound, "at most")
 
     def lands(t: Level) -> Sides:
         clean, x = schedule(float(schedule.ends[0])), points(t)
@@ -137,8 +138,8 @@ def examine_kernel(
               at=times_of),
     ]  # fmt: skip
     if above:
-        said_ = f"above β at {len(above)} pairs, which N(0, I) needs: a choice"
-        findings[2] = findings[2]._replace(note=said_)
+        note = f"above β at {len(above)} pairs, which N(0, I) needs: a choice"
+        findings[2] = findings[2]._replace(note=note)
     clean = float(schedule(float(schedule.ends[0])).sigma) == 0
     landing = tried(
         "on clean data it lands on the denoiser's x_0", _ALGORITHM_2,
@@ -148,7 +149,7 @@ def examine_kernel(
     if kept and max(kept) > 0:
         landing = landing._replace(note="it keeps a variance there, as a decoder's: a choice")
     findings.append(landing)
-    findings += _composed(step, denoise, schedule)
+    findings += _composed(step, denoise, schedule, precision)
     return Report("this kernel", tuple(findings))
 
 
@@ -162,7 +163,7 @@ def _beside(var: Array, mean: Array) -> Array:
     return var
 
 
-def _composed(step: Any, denoise: Denoiser, schedule: Schedule) -> list[Finding]:
+def _composed(step: Any, denoise: Denoiser, schedule: Schedule, precision: float) -> list[Finding]:
     """Whole walks from q(x_T) of Gaussian data, by the kernel's slope, offset and variance."""
     names = (
         "a step takes the mean of q(x_t) to that of q(x_s)",
@@ -176,7 +177,7 @@ def _composed(step: Any, denoise: Denoiser, schedule: Schedule) -> list[Finding]
     def moved(pair: Pair) -> Sides:
         t, s = pair
         found = step(t.alpha * m[None], t, s)[0]
-        return Sides(found, s.alpha * m, roundings(t) * EPS * max(1.0, np.abs(m).max()))
+        return Sides(found, s.alpha * m, roundings(t) * precision * max(1.0, np.abs(m).max()))
 
     def off(n: int) -> float:
         levels = levels_of(schedule, n)
@@ -196,7 +197,9 @@ def _composed(step: Any, denoise: Denoiser, schedule: Schedule) -> list[Finding]
         tried(names[0], _MEAN, some_pairs(schedule), moved, at=times_of),
         tried(
             names[1], "Ho et al. 2020, section 2", [many] if few else [],
-            lambda n: Sides(off(n), max(off(few), off(2 * few)) / 4 + 1e-8, how="at most"),
+            lambda n: Sides(
+                off(n), max(off(few), off(2 * few)) / 4 + 1e-8, 64 * n * precision, "at most"
+            ),
             at=lambda n: f"{n} steps, beside a quarter of what it is off after {few} or {2 * few}",
             note="the schedule has too few steps",
         ),
