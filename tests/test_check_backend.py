@@ -355,6 +355,16 @@ def test_the_report():
     assert rest[1].endswith(", where 4.8e-07 is allowed")
 
 
+@pytest.mark.parametrize(
+    ("numbers", "said"), [((12.0, None), "12"), ((1.5, 2.0), "1.5, allowed 2"), ((None, None), "")]
+)
+def test_a_line_in_words(numbers, said):
+    """With the numbers that there are."""
+    assert (
+        str(suite.Line("peak", "MiB", *numbers, "reported", "")) == f"peak: reported (MiB: {said})"
+    )
+
+
 @pytest.mark.parametrize("largest", [12.0, None])
 def test_what_is_only_reported(monkeypatch, largest):
     """Has its word, in the table and in JSON, and what there is of numbers and notes."""

@@ -27,7 +27,8 @@ class Line(NamedTuple):
     note: str
 
     def __str__(self) -> str:
-        numbers = "" if self.largest is None else f"{self.largest:.2g}, allowed {self.allowed:.2g}"
+        numbers = "" if self.largest is None else f"{self.largest:.2g}"
+        numbers += "" if self.allowed is None else f", allowed {self.allowed:.2g}"
         why = self.note or f"{self.compared}: {numbers}"
         return f"{self.check}: {self.verdict} ({why})"
 
