@@ -271,6 +271,14 @@ def test_kernels_in_float32(variance):
     assert "a step takes the mean of q(x_t) to that of q(x_s)" in found
 
 
+def test_kernels_of_other_libraries():
+    """Of torch, whose arrays with gradients NumPy does not take."""
+    torch = pytest.importorskip("torch")
+    asarray = partial(torch.tensor, dtype=torch.float64, requires_grad=True)
+    kernel = ddpm.reverse(NORMAL, ddpm.large)
+    check_kernel(kernel, NORMAL, asarray=asarray, to_numpy=lambda x: x.detach().numpy())
+
+
 def test_a_kernel_of_draws_alone():
     """The variance of a kernel that has none is that of its draws."""
 
@@ -293,6 +301,12 @@ def test_portable_noise_passes():
     check_noise(ddpm.portable_noise(3))
     check_noise(ddpm.portable_noise(4, dtype=np.float64), (512, 2, 3))
     check_noise(ddpm.portable_noise(5), (4096, 1))
+
+
+def test_noise_of_other_libraries():
+    """What to_numpy takes an array out of."""
+    noise = ddpm.portable_noise(0)
+    check_noise(lambda step, shape: {"x": noise(step, shape)}, to_numpy=lambda made: made["x"])
 
 
 def by(change):

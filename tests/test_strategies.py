@@ -76,6 +76,15 @@ def test_images_are_of_the_library(lib, data):
     assert np.abs(values).max() <= 1
 
 
+@few
+@given(strategies.images(channels=st.just(2), max_size=3, dtype=np.float64))
+def test_images_that_are_asked_for(x):
+    """Of so many channels, no larger, and in that dtype."""
+    assert x.dtype == np.float64
+    assert x.shape[1] == 2
+    assert max(x.shape[2:]) <= 3
+
+
 @pytest.mark.slow
 def test_what_they_shrink_to():
     """The plainest of each."""
