@@ -271,6 +271,20 @@ def test_kernels_in_float32(variance):
     assert "a step takes the mean of q(x_t) to that of q(x_s)" in found
 
 
+@pytest.mark.parametrize(("variance", "verdict"), [(1e-4, "does not apply"), (1e-3, "holds")])
+def test_kernels_of_narrow_data(variance, verdict):
+    """What is drawn of data that vary less than the noise at time 4 says nothing of its limit."""
+    t = LINEAR(4)
+    assert 1e-4 < (t.sigma / t.alpha) ** 2 < 1e-3
+    data = ddpm.GaussianOracle([0.5], variance)
+    (tends,) = (
+        finding
+        for finding in check_kernel(ddpm.reverse(data), data).findings
+        if finding.law.startswith("of Gaussian data the variance drawn tends")
+    )
+    assert tends.verdict == verdict
+
+
 def test_kernels_of_other_libraries():
     """Of torch, whose arrays with gradients NumPy does not take."""
     torch = pytest.importorskip("torch")

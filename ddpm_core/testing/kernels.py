@@ -193,6 +193,11 @@ def _composed(step: Any, denoise: Denoiser, schedule: Schedule, precision: float
 
     top = getattr(schedule, "T", 1000)
     few, many = top // 100, top // 4
+    note = "the schedule has too few steps"
+    if few:
+        last = levels_of(schedule, many).take(-2)
+        if c.min() < (last.sigma / last.alpha) ** 2:
+            few, note = 0, "the data vary less than the noise before the last step"
     return [
         tried(names[0], _MEAN, some_pairs(schedule), moved, at=times_of),
         tried(
@@ -201,6 +206,6 @@ def _composed(step: Any, denoise: Denoiser, schedule: Schedule, precision: float
                 off(n), max(off(few), off(2 * few)) / 4 + 1e-8, 64 * n * precision, "at most"
             ),
             at=lambda n: f"{n} steps, beside a quarter of what it is off after {few} or {2 * few}",
-            note="the schedule has too few steps",
+            note=note,
         ),
     ]  # fmt: skip
