@@ -104,6 +104,10 @@ BAD_TRAININGS = {
     "lr": (["--lr", 0], "--lr must be above 0 and at most 1e30, but is 0.0"),
     "lr inf": (["--lr", "inf"], "--lr must be above 0 and at most 1e30, but is inf"),
     "drop label": (["--drop-label", 2], "--drop-label must be within 0 and 1, but is 2.0"),
+    "drop no label": (
+        ["--drop-label", 0.2, "--unlabelled"],
+        "--drop-label does nothing with --unlabelled",
+    ),
     "all held out": (["--held-out", 0.9999], "--held-out 0.9999 leaves none of 8 images to train"),
     "held out": (["--held-out", 1], "--held-out must be at least 0 and below 1, but is 1.0"),
     "objective": (

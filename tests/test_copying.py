@@ -123,7 +123,10 @@ def test_evaluate_finds_copies(place, monkeypatch, capsys):
         ("--nearest-plot n.png", "--nearest-plot needs the training images: pass --train-data"),
         ("--train-data none.npz", "no data at none.npz"),
         ("--nearest-plot n.gif", "n.gif must end in .png"),
-        ("--samples 0 --bound --train-data train.npz", "--train-data goes with --samples"),
+        (
+            "--samples 0 --bound --train-data train.npz",
+            "--train-data, --sampler-steps do nothing without --samples",
+        ),
     ],
 )
 def test_bad_input(place, capsys, words, complaint):

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 from command import fails, run, tiny
 
 from ddpm_core.checkpoints import load, save
 from ddpm_core.checkpoints.classifier import load_classifier
-from ddpm_core.cli import judging
+from ddpm_core.cli import app, judging
 from ddpm_core.cli.datasets import read
 from ddpm_core.cli.judging import compared
 from ddpm_core.distances import frechet, kernel_distance, precision_recall, scores
@@ -230,12 +231,7 @@ def test_bad_features(place, capsys, arrays, complaint):
         ("--samples 3 --model other --data data", "4 or more of each"),
         ("--samples 6 --model other --data data --sampler-steps 101", "must be at most 100"),
         ("--samples 6 --model other --data data --sampler best", "no sampler 'best'"),
-        ("--model other --data data --guidance 2", "--guidance goes with --samples"),
-        ("--model other --data data --no-bound", "--no-bound goes with --samples"),
-        ("--features data.npz --samples 6", "leave out --data, --samples"),
-        ("--features data.npz --train-data data.npz", "--train-data, --nearest-plot and --work"),
-        ("--features data.npz --nearest-plot n.png", "--train-data, --nearest-plot and --work"),
-        ("--features data.npz --work-dir d", "--train-data, --nearest-plot and --work-dir"),
+        ("--model other --data data --split train", "leave out --split: data.npz has no splits"),
         ("--features nowhere.npz", "nowhere.npz"),
     ],
 )
@@ -245,3 +241,34 @@ def test_bad_input(place, capsys, monkeypatch, words, complaint):
         for value in ("small", "other", "data"):
             words = words.replace(f"--{name} {value}", f"--{name} {value}.{suffix}")
     assert complaint in fails(capsys, "evaluate", *words.split())
+
+
+OF_SAMPLES = (
+    "--train-data", "--nearest-plot", "--sampler", "--sampler-steps", "--guidance",
+    "--guidance-interval", "--no-bound",
+)  # fmt: skip
+OF_BOUND = ("--images", "--terms", "--steps", "--variance", "--labelled", "--plot")
+
+
+@pytest.mark.parametrize(
+    ("words", "idle", "when"),
+    [
+        ("--features f.npz", None, "with --features"),
+        ("--samples 8 --no-bound", OF_BOUND, "with --no-bound"),
+        ("--data d.npz --samples 0", OF_SAMPLES, "without --samples"),
+        ("--data d.npz", OF_SAMPLES, "without --samples"),
+    ],
+)
+def test_options_that_do_nothing(here, capsys, words, idle, when):
+    """They are refused before anything is read; beside features that is every one but --json."""
+    known = {
+        option: [] if getattr(each, "is_flag", False) else ["1"] * each.nargs
+        for each in typer.main.get_command(app.app).commands["evaluate"].params
+        for option in (*each.opts, *each.secondary_opts)
+    }
+    for option in idle or known.keys() - {"--features", "--json"}:
+        said = fails(capsys, "evaluate", *words.split(), option, *known[option])
+        assert said == f"ddpm-core: {option} does nothing {when}\n"
+    two = (idle or OF_BOUND)[:2]
+    said = fails(capsys, "evaluate", *words.split(), *(w for o in two for w in (o, *known[o])))
+    assert said == f"ddpm-core: {', '.join(two)} do nothing {when}\n"

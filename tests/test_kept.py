@@ -71,7 +71,8 @@ def test_what_is_there_is_not_drawn_again(place, monkeypatch):
         assert sorted(ids) == again
 
 
-BOUND = [*WORDS.replace("--no-bound", "--terms 3 --images 5 --variance small").split()]
+_LITTLE = "--terms 3 --images 5 --variance small"
+BOUND = WORDS.replace("--no-bound --sampler-steps 2", _LITTLE).split()
 
 
 def test_terms_that_are_there_are_not_computed_again(place, monkeypatch, capsys):
@@ -161,7 +162,7 @@ def test_more_samples_use_those_of_fewer(place):
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(place):
     """Each computes its share, one prints and writes the numbers, the same to the bit."""
-    both = [*BOUND, "--samples", "10"]
+    both = [*BOUND, "--samples", "10", "--sampler-steps", "2"]
     wanted = numbers(*both)
     Path("out.json").unlink()
     first, second = several(2, *both, "--work-dir", "d", "--json", "out.json")

@@ -64,7 +64,7 @@ def test_console_lines(command, tmp_path):
         if "--model" not in words:
             _data(tmp_path / "photos")
             words[words.index("--data") + 1] = "photos"
-        words += ["--images", "2", "--terms", "2", "--steps", "3"]
+        words += [] if "--no-bound" in words else ["--images", "2", "--terms", "2", "--steps", "3"]
     if "--samples" in words:
         words[words.index("--samples") + 1] = "8"
         words += ["--sampler-steps", "2"]

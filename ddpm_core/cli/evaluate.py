@@ -19,7 +19,9 @@ from ddpm_core.cli.options import (
     DATA,
     BackendName,
     Device,
+    check_idle,
     check_seed,
+    given,
     open_backend,
     wide_console,
 )
@@ -32,8 +34,25 @@ from ddpm_core.schedules import Discrete
 
 VARIANCES = ("auto", "small", "large", "optimal", "learned")
 
+_OF_BOUND = ("--images", "--terms", "--steps", "--variance", "--labelled", "--plot")
+_OF_SAMPLES = (
+    "--train-data", "--nearest-plot", "--sampler", "--sampler-steps", "--guidance",
+    "--guidance-interval",
+)  # fmt: skip
+_OF_MODEL = (
+    "--data", "--model", "--split", "--background", "--skip-bad", "--bound", "--no-bound",
+    "--samples", "--work-dir", "--seed", "--batch", "--backend", "--device",
+)  # fmt: skip
+#: When an option does nothing.
+_IDLE = {
+    "with --features": (*_OF_MODEL, *_OF_BOUND, *_OF_SAMPLES),
+    "with --no-bound": _OF_BOUND,
+    "without --samples": (*_OF_SAMPLES, "--no-bound"),
+}
+
 
 def evaluate(
+    context: typer.Context,
     data: Annotated[Path | None, typer.Option(help=DATA)] = None,
     model: Annotated[
         str, typer.Option(help="A bundled model's name, a checkpoint file, or a run's folder.")
@@ -169,6 +188,7 @@ def evaluate(
     near unseen images are (the data-copying test of Meehan et al. 2020); of images that the
     classifier does not take, that alone.
     """
+    check_idle(context, _IDLE)
     check_seed(seed)
     if variance not in VARIANCES:
         raise ValueError(f"no variance {variance!r}; there are {', '.join(VARIANCES)}")
@@ -185,12 +205,6 @@ def evaluate(
     how = judging.How(sampler, sampler_steps, guidance, guidance_interval)
     rank, world = processes.process()
     if features is not None:
-        others = (data, plot, train_data, nearest_plot, work_dir)
-        if samples or not bound or any(other is not None for other in others):
-            raise ValueError(
-                "--features takes no model and no images: leave out --data, --samples, --no-bound, "
-                "--plot, --train-data, --nearest-plot and --work-dir"
-            )
         found = judging.compared(datasets.read_features(features), str(features))
         if rank == 0:
             _finish({"samples": found}, json_path, None)
@@ -199,13 +213,6 @@ def evaluate(
         raise ValueError(f"{world} processes share their work through a folder: pass --work-dir")
     if data is None:
         raise ValueError("there is nothing to evaluate: pass --data, or --features")
-    if not bound and (samples == 0 or plot is not None):
-        raise ValueError("--no-bound goes with --samples, and without --plot")
-    for option, value in (
-        ("--guidance", guidance), ("--train-data", train_data), ("--nearest-plot", nearest_plot),
-    ):  # fmt: skip
-        if value is not None and samples == 0:
-            raise ValueError(f"{option} goes with --samples")
     checkpoint = load(model)
     levels = _levels(checkpoint, steps, terms, labelled) if bound else None
     run = Run(
@@ -213,6 +220,8 @@ def evaluate(
         background, skip_bad,
     )  # fmt: skip
     found = run.read(data, split)
+    if "split" in given(context) and not datasets.has_splits(data):
+        raise ValueError(f"leave out --split: {data} has no splits")
     for sentence in found.said if rank == 0 else ():
         typer.echo(sentence, err=True)
     judge, kept = None, None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Mapping
 from typing import Annotated, TypeAlias
 
 import numpy as np
@@ -27,6 +28,31 @@ DATA = (
     "first frame is read. A labels.txt beside IDX files names their classes, one a "
     "line; else they are numbers."
 )
+
+
+def given(context: typer.Context) -> list[str]:
+    """The parameters that the command line says, not a file or a default."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return [name for name, source in sources.items() if source and source.name == "COMMANDLINE"]
+
+
+def check_idle(context: typer.Context, idle: Mapping[str, Collection[str]]) -> None:
+    """ValueError if an option is given that does nothing beside the others.
+
+    idle: "with --a" or "without --a", and the options that then do nothing; --a 0 is without --a
+    """
+    said, asked, there = given(context), list[str](), set[str]()
+    for each in context.command.params:
+        value = context.params.get(each.name or "")
+        words = each.secondary_opts if value is False else each.opts
+        there.update(words if value or value is False else ())
+        asked += words[:1] if each.name in said else []
+    for when, options in idle.items():
+        word, other = when.split()
+        found = [option for option in asked if option in options]
+        if found and (other in there) == (word == "with"):
+            do = "does" if len(found) == 1 else "do"
+            raise ValueError(f"{', '.join(found)} {do} nothing {when}")
 
 
 def check_seed(seed: int) -> None:

@@ -27,12 +27,25 @@ from ddpm_core.cli.drawing import (
     parse_guidance,
 )
 from ddpm_core.cli.kept import check_about, fingerprint, npz
-from ddpm_core.cli.options import BackendName, Device, check_seed, open_backend
+from ddpm_core.cli.options import (
+    BackendName,
+    Device,
+    check_idle,
+    check_seed,
+    given,
+    open_backend,
+)
 from ddpm_core.cli.progress import progress
 from ddpm_core.typing import Array
 
 BYTES = 1 << 32  #: of an .npz
 SETTINGS = "samples.json"
+
+#: When an option does nothing.
+_IDLE = {
+    "with --out-dir": ("--out", "--grid", "--gif", "--scale"),
+    "without --out-dir": ("--resume",),
+}
 
 #: Ids, process= -> ids and what `draw` gives of them, batch by batch.
 _Run: TypeAlias = Callable[..., Iterable[tuple[Array, list[Array]]]]
@@ -41,6 +54,7 @@ _WHAT, _WHERE, _HOW = "What is drawn", "Where it goes", "How it is drawn"
 
 
 def sample(
+    context: typer.Context,
     model: Annotated[
         str,
         typer.Option(
@@ -161,20 +175,17 @@ def sample(
     device: Device = None,
 ) -> None:  # fmt: skip
     """Sample images from a trained model, onto one sheet or into many files."""
+    check_idle(context, _IDLE)
     check_seed(seed)
     check_sampler(sampler)
     rank, world = processes.process()
     if world > 1 and out_dir is None:
         raise ValueError(f"{world} processes cannot write one file: pass --out-dir, a folder")
-    if out_dir is not None and (out is not None or grid is not None or gif is not None):
-        raise ValueError("--out-dir writes single pictures: leave out --out, --grid and --gif")
-    if resume and out_dir is None:
-        raise ValueError("--resume goes with --out-dir")
     out = Path("samples.png") if out is None else out
     if out_dir is None:
         pictures.check_place(out, ".png", ".npz")
-        if out.suffix.lower() == ".npz" and (grid is not None or gif is not None):
-            raise ValueError("an .npz has no sheet: leave out --grid and --gif")
+        if out.suffix.lower() == ".npz" and {"grid", "gif", "scale"} & set(given(context)):
+            raise ValueError("an .npz has no sheet: leave out --grid, --gif and --scale")
     else:
         pictures.check_folder(out_dir, "--out-dir")
     if gif is not None:

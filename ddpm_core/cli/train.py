@@ -24,7 +24,7 @@ from ddpm_core.cli.networks import (
     integers,
     numbers,
 )
-from ddpm_core.cli.options import DATA
+from ddpm_core.cli.options import DATA, check_idle, given
 from ddpm_core.cli.runs import OPTIONS, Plan, Run
 from ddpm_core.cli.stops import locked
 from ddpm_core.cli.trackers import tracked, trackers
@@ -238,6 +238,7 @@ def train(
     SIGUSR2 save first; a second one does not. Under torchrun or accelerate launch its processes
     train one run.
     """
+    check_idle(context, {"with --unlabelled": ("--drop-label",)})
     if resume is not None:
         _refuse_changes(context)
     _one_of("--schedule", schedule, SCHEDULES)
@@ -346,15 +347,10 @@ def _stored() -> list[str]:
 def _refuse_changes(context: typer.Context) -> None:
     """ValueError if an option that was given is not the run's, and may not change."""
     stored = context.default_map or {}
-    given = {
-        name: value
-        for name, value in context.params.items()
-        if (source := context.get_parameter_source(name)) and source.name == "COMMANDLINE"
-    }
     told = "; ".join(
-        f"{_option(name)} was {stored.get(name, 'not given')} and is {value}"
-        for name, value in given.items()
-        if name not in {"resume", *CHANGEABLE} and str(value) != stored.get(name)
+        f"{_option(name)} was {stored.get(name, 'not given')} and is {context.params[name]}"
+        for name in given(context)
+        if name not in {"resume", *CHANGEABLE} and str(context.params[name]) != stored.get(name)
     )
     if told:
         raise ValueError(
