@@ -122,6 +122,10 @@ def test_folders_that_cannot_be(place, monkeypatch, capsys):
     assert "there is no folder no to write d in" in fails(capsys, *BOUND, "--work-dir", "no/d")
     said = "data.npz is a file, not a folder for --work-dir"
     assert said in fails(capsys, *BOUND, "--work-dir", "data.npz")
+    Path("d").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: mode == os.R_OK)  # root may write all
+    said = "d does not let us write in it: choose another --work-dir"
+    assert said in fails(capsys, *BOUND, "--work-dir", "d")
 
 
 def test_other_samples_are_refused(place, capsys):

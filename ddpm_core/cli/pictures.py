@@ -97,11 +97,13 @@ def check_place(path: Path, *suffixes: str) -> None:
 
 
 def check_folder(path: Path, option: str) -> None:
-    """OSError if there can be no such folder: before the work, not after it."""
+    """OSError if nothing can be written in such a folder: before the work, not after it."""
     if path.exists() and not path.is_dir():
         raise NotADirectoryError(f"{path} is a file, not a folder for {option}")
     if not path.exists():
         check_place(path, path.suffix.lower())
+    elif not os.access(path, os.W_OK | os.X_OK):
+        raise PermissionError(f"{path} does not let us write in it: choose another {option}")
 
 
 def write_png(
