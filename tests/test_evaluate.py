@@ -294,9 +294,13 @@ def test_bound_that_is_not_finite(place, monkeypatch):
     checkpoint = tiny()
     checkpoint.params["conv_out.weight"][:] = np.nan
     monkeypatch.setattr(evaluate, "load", lambda name: checkpoint)
-    words = ["--data", place / "data.npz", "--images", 4, "--terms", 2, "--variance", "small"]
-    with pytest.raises(ValueError, match="bound of images 0 to 3 is not finite"):
-        app.run(["evaluate", "--model", "any", *map(str, words)])
+    words = ["--data", place / "data.npz", "--images", 4, "--terms", 2]
+    for variance, said in (
+        ("small", "bound of images 0 to 3 is not finite"),
+        ("optimal", "errors of the denoiser are not finite"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            app.run(["evaluate", "--model", "any", *map(str, words), "--variance", variance])
 
 
 def test_never_without_a_class(place, monkeypatch):

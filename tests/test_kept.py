@@ -104,16 +104,48 @@ def test_a_bound_depends_on_classes_and_on_what_measured_its_variance(place):
     np.savez("fewer.npz", images=data["images"][:20])
     np.savez("other.npz", images=data["images"], classes=(data["classes"] + 1) % 3)
     for options, other, said in (
-        (["--variance", "optimal"], "fewer.npz", "o holds bounds of others "),
+        (["--variance", "optimal"], "fewer.npz", "o holds errors of images "),
         (["--labelled"], "other.npz", "l holds bounds of images "),
     ):
-        words = [*BOUND, *options]
+        words = [*BOUND, *options, "--batch", "8"]
         changed = [other if word == "data.npz" else word for word in words]
         folder = ["--work-dir", said[0]]
         assert numbers(*words)["bits_per_dim"] != numbers(*changed)["bits_per_dim"]
         assert numbers(*words, *folder) == numbers(*words)
         with pytest.raises(ValueError, match=said):
             run(*changed, *folder)
+    for path in Path("o").glob("errors-*"):
+        path.unlink()
+    changed = ["--variance", "optimal", "--data", "fewer.npz", "--batch", "8"]
+    with pytest.raises(ValueError, match="o holds bounds of others "):
+        run(*BOUND, *changed, "--work-dir", "o")
+
+
+def test_the_optimal_variance_is_not_measured_again(place, monkeypatch):
+    """Of a folder it is the one without; a second command measures the lost batch alone."""
+    words = [*BOUND, "--variance", "optimal", "--batch", "8"]
+    wanted = numbers(*words)
+    sizes, measured = [], rate.errors_at
+
+    def counted(denoise, levels, x_0, *arguments, **options):
+        sizes.append(len(x_0))
+        return measured(denoise, levels, x_0, *arguments, **options)
+
+    monkeypatch.setattr(rate, "errors_at", counted)
+    words += ["--work-dir", "d"]
+    with monkeypatch.context() as environment:
+        environment.setenv("RANK", "1")
+        environment.setenv("WORLD_SIZE", "2")
+        environment.setattr(kept, "PATIENCE", 0.0)
+        with pytest.raises(ValueError, match="d lacks 11 of 19 errors"):
+            numbers(*words)
+    assert sizes == [8]
+    assert numbers(*words) == wanted
+    assert files("d")[1:] == [f"errors-{i:08}.npz" for i in (0, 8, 16)]
+    Path("d/errors-00000016.npz").unlink()
+    sizes.clear()
+    assert numbers(*words) == wanted
+    assert sizes == [3]
 
 
 def test_folders_that_cannot_be(place, monkeypatch, capsys):
@@ -166,7 +198,7 @@ def test_more_samples_use_those_of_fewer(place):
 @pytest.mark.slow
 def test_two_processes_give_the_numbers_of_one(place):
     """Each computes its share, one prints and writes the numbers, the same to the bit."""
-    both = [*BOUND, "--samples", "10", "--sampler-steps", "2"]
+    both = [*BOUND, "--variance", "optimal", "--samples", "10", "--sampler-steps", "2"]
     wanted = numbers(*both)
     Path("out.json").unlink()
     first, second = several(2, *both, "--work-dir", "d", "--json", "out.json")
@@ -174,7 +206,7 @@ def test_two_processes_give_the_numbers_of_one(place):
     assert "Distances of 10 samples" in first.stdout
     assert (second.stdout, second.stderr) == ("", "")
     assert json.loads(Path("out.json").read_text()) == wanted
-    assert len(files("d")) == 3 + 5
+    assert len(files("d")) == 3 + 10 + 5
 
 
 def test_dead_process(place, monkeypatch, capsys):

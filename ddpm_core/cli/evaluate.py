@@ -108,9 +108,9 @@ def evaluate(
     work_dir: Annotated[
         Path | None,
         typer.Option(
-            help="A folder that keeps the bound and the samples, one file a batch: what it has is "
-            "not computed again. Processes that torchrun or accelerate launch starts share the "
-            "work through it."
+            help="A folder that keeps the bound, the measured variance and the samples, one file "
+            "a batch: what it has is not computed again. Processes that torchrun or accelerate "
+            "launch starts share the work through it."
         ),
     ] = None,
     train_data: Annotated[
@@ -246,7 +246,7 @@ def evaluate(
         chosen = datasets.part(found, np.arange(total))
         u = np.random.default_rng(seed).random((total, terms)) if terms else None
         others = run.unseen(data, split, found, total) if variance == "optimal" else None
-        kernel = run.kernel(variance, levels, others)
+        kernel = run.kernel(variance, levels, others, work_dir)
         count = len(levels.sigma) - 1
         about = {
             "terms": terms or count - 1, "steps": count, "variance": variance,

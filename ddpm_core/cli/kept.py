@@ -95,7 +95,7 @@ class Kept:
         ValueError if nothing comes for `PATIENCE` seconds.
         """
         self.collect()
-        if not self.there.all():
+        if not self.there.all() and processes.process().rank == 0:
             typer.echo(f"Waiting for the {self.what} of the other processes", err=True)
         last = time.monotonic()
         while not self.there.all():

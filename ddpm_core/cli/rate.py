@@ -22,6 +22,8 @@ from ddpm_core.likelihood import Elbo, bits_per_dim, elbo, errors_at, interpolat
 from ddpm_core.process import large, small
 from ddpm_core.typing import Array
 
+_DAMAGED = "the model's weights, or what its file says of them, are damaged"
+
 
 class Trained(NamedTuple):
     """Images, and the places of those among them that a model was trained on."""
@@ -155,8 +157,12 @@ class Run:
         variance: str,
         levels: Level,
         unseen: datasets.Images | None = None,
+        folder: Path | None = None,
     ) -> Reverse:
-        """The reverse process of a variance; the optimal one is measured here, on unseen images."""
+        """The reverse process of a variance; the optimal one is measured here, on unseen images.
+
+        folder: where what was measured is kept, or None
+        """
         schedule = self.checkpoint.schedule
         if variance == "learned":
             t, s = steps_of(levels)
@@ -166,13 +172,21 @@ class Run:
         assert unseen is not None
         times = np.unique(np.rint(np.geomspace(1, schedule.ends[1], 40)))
         some = schedule(times)
+        about = {
+            "model": fingerprint(self.checkpoint), "seed": self.seed, "images": self.digest(unseen),
+        }  # fmt: skip
+        kept = Kept(folder, "errors", about, {"error": np.zeros((len(unseen.images), len(times)))})
+        places = kept.lacking(self.batch)
         # Other noise than that of the evaluation: its ids are above all of those.
-        parts = list(self.batches(unseen, np.arange(len(unseen.images)), first_id=1 << 30))
-        errors: list[Array] = []
+        parts = list(self.batches(unseen, places, first_id=1 << 30))
         with progress(len(parts), "Measuring the variance", quiet=self.quiet) as bar:
-            for _, x_0, noise, cond in counted(parts, bar):
-                errors.append(len(x_0) * errors_at(self.denoise, some, x_0, noise, **cond))
-        mean = np.sum(errors, axis=0) / len(unseen.images)
+            for at, x_0, noise, cond in counted(parts, bar):
+                error = errors_at(self.denoise, some, x_0, noise, **cond)
+                if not np.isfinite(error).all():
+                    raise ValueError(f"the errors of the denoiser are not finite: {_DAMAGED}")
+                # The mean of its batch stands for each image: the mean of all is the same.
+                kept.add(at, error=np.tile(error, (len(at), 1)))
+        mean = kept.wait()["error"].mean(axis=0)
         return reverse(self.denoise, optimal(interpolated(some, mean)))
 
     def digest(self, images: datasets.Images) -> str:
@@ -224,8 +238,7 @@ class Run:
                 host = {name: value.astype(arrays[name].dtype) for name, value in host.items()}
                 if not all(np.isfinite(value).all() for value in host.values()):
                     raise ValueError(
-                        f"the bound of images {at[0]} to {at[-1]} is not finite: the model's "
-                        f"weights, or what its file says of them, are damaged"
+                        f"the bound of images {at[0]} to {at[-1]} is not finite: {_DAMAGED}"
                     )
                 kept.add(at, **host)
         return kept
