@@ -227,9 +227,9 @@ def test_bad_features(place, capsys, arrays, complaint):
     ("words", "complaint"),
     [
         ("--samples 6 --model small --data small", "(1, 4, 6): pass --train-data, to see how"),
-        ("--samples 21 --model other --data data", "has 40, enough for --samples 20, but it is 21"),
-        ("--samples 3 --model other --data data", "4 or more of each"),
-        ("--samples 6 --model other --data data --sampler-steps 101", "must be at most 100"),
+        ("--samples 21 --model other --data data", "21 needs 42 images, as many to compare with"),
+        ("--samples 3 --model other --data data", "--samples must be at least 4, but is 3"),
+        ("--samples 6 --model other --data data --sampler-steps 101", "--sampler-steps must be at"),
         ("--samples 6 --model other --data data --sampler best", "no sampler 'best'"),
         ("--model other --data data --split train", "leave out --split: data.npz has no splits"),
         ("--features nowhere.npz", "nowhere.npz"),

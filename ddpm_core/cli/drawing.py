@@ -124,11 +124,11 @@ def check_sampler(name: str) -> None:
         raise ValueError(f"no sampler {name!r}; there are {', '.join(SAMPLERS)}")
 
 
-def check_steps(steps: int, schedule: Schedule) -> None:
+def check_steps(steps: int, schedule: Schedule, option: str = "--steps") -> None:
     """ValueError if there are more steps than levels."""
     if isinstance(schedule, Discrete) and steps > schedule.T:
         raise ValueError(
-            f"--steps must be at most {schedule.T}, the model's noise levels, but is {steps}"
+            f"{option} must be at most {schedule.T}, the model's noise levels, but is {steps}"
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import io
 import json
 from pathlib import Path
@@ -33,6 +34,11 @@ from ddpm_core.samplers import levels_of
 from ddpm_core.schedules import Discrete
 
 VARIANCES = ("auto", "small", "large", "optimal", "learned")
+
+_bound, _samples = (
+    functools.partial(typer.Option, rich_help_panel=panel)
+    for panel in ("Bound: not with --no-bound", "Samples: only with --samples")
+)
 
 _OF_BOUND = ("--images", "--terms", "--steps", "--variance", "--labelled", "--plot")
 _OF_SAMPLES = (
@@ -72,26 +78,26 @@ def evaluate(
         typer.Option("--skip-bad", help="Leave out pictures that cannot be read, and list them."),
     ] = False,
     images: Annotated[
-        int, typer.Option(min=0, help="How many images, the first ones; 0 takes all.")
+        int, _bound(min=0, help="How many images, the first ones; 0 takes all.")
     ] = 1000,
     terms: Annotated[
         int,
-        typer.Option(min=0, help="Terms of the bound that are drawn per image; 0 takes all."),
+        _bound(min=0, help="Terms of the bound that are drawn per image; 0 takes all."),
     ] = 20,
     steps: Annotated[
         int,
-        typer.Option(min=0, help="Noise levels of the bound, at least 2; 0 takes the model's."),
+        _bound(min=0, help="Noise levels of the bound, at least 2; 0 takes the model's."),
     ] = 0,
     variance: Annotated[
         str,
-        typer.Option(
+        _bound(
             help=f"Variance of the reverse process: {', '.join(VARIANCES)}. optimal is measured "
             "first, on images that are not evaluated; auto is learned if the model has it, else "
             "optimal."
         ),
     ] = "auto",
     labelled: Annotated[
-        bool, typer.Option("--labelled", help="Tell the model each image's class.")
+        bool, _bound("--labelled", help="Tell the model each image's class.")
     ] = False,
     bound: Annotated[
         bool, typer.Option(help="Whether the bound is measured, or only what --samples asks for.")
@@ -115,34 +121,34 @@ def evaluate(
     ] = None,
     train_data: Annotated[
         Path | None,
-        typer.Option(
+        _samples(
             help="What the model was trained on, to see if samples are copies of it. By default "
             "the train split of --data, or what of it the model did not hold out."
         ),
     ] = None,
     nearest_plot: Annotated[
         Path | None,
-        typer.Option(
+        _samples(
             help="Also draw the samples that are nearest to training images, each above that "
             "image, as a .png."
         ),
     ] = None,
     sampler: Annotated[
-        str, typer.Option(help=f"Of the samples: one of {', '.join(SAMPLERS)}.")
+        str, _samples(help=f"One of {', '.join(SAMPLERS)}.")
     ] = "dpmpp_2m",
     sampler_steps: Annotated[
-        int, typer.Option(min=1, help="Steps of the sampler, at most the model's noise levels.")
+        int, _samples(min=1, help="Steps of the sampler, at most the model's noise levels.")
     ] = 20,
     guidance: Annotated[
         float | None,
-        typer.Option(
+        _samples(
             help="How strongly each sample is driven towards its class and away from none "
-            "(classifier-free guidance): 1 is not at all."
+            "(classifier-free guidance); 1 is no guidance."
         ),
     ] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
-        typer.Option(
+        _samples(
             metavar="LOW HIGH",
             help="The log-SNR within which there is guidance: everywhere by default.",
         ),
@@ -150,21 +156,21 @@ def evaluate(
     features: Annotated[
         Path | None,
         typer.Option(
-            help="Instead of a model and images: an .npz of arrays real and drawn, (N, D) each, "
-            "which any network made of real images and of samples, and optionally other, of as "
-            "many other real images as samples."
+            help="Instead of a model and images, an .npz of features that any network made: arrays "
+            "real and drawn, (N, D) each, of real images and of samples, and optionally other, of "
+            "as many other real images as samples. Only --json goes with it."
         ),
     ] = None,
     seed: Annotated[
         int,
-        typer.Option(help="Decides the noise, which terms are drawn, and which images compared."),
+        typer.Option(help="Decides the noise, the terms that are drawn, and the images compared."),
     ] = 0,
     json_path: Annotated[
         Path | None, typer.Option("--json", help="Also write the numbers, to a .json.")
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option(help="Also draw rate and distortion with their errors, as a .png."),
+        _bound(help="Also draw rate and distortion with their errors, as a .png."),
     ] = None,
     batch: Annotated[
         int,
@@ -178,15 +184,15 @@ def evaluate(
     The variational bound (Ho et al. 2020, Eq. 5) on -log P of the images, each part with its
     standard error, and the rate-distortion curve (their Table 4 and Figure 5). The images are the
     test split of IDX files by default; of other data they are those that the model says it held
-    out of training. If it says nothing of that, they are the first ones: keep what it was trained
-    on elsewhere.
+    out of training. If it does not say, they are the first ones: pass --data without the images
+    that it was trained on.
 
     With --samples also the Fréchet distance, kernel distance, precision and recall of samples, in
     the features of a classifier, and the share that it recognises, each with its standard error.
     They are to be read beside those of other real images, and do not compare with values in other
     features. Where the training images are known, also how near to them samples are, beside how
-    near unseen images are (the data-copying test of Meehan et al. 2020); of images that the
-    classifier does not take, that alone.
+    near unseen images are (the data-copying test of Meehan et al. 2020). If the classifier does
+    not take the images, only that is measured.
     """
     check_idle(context, _IDLE)
     check_seed(seed)

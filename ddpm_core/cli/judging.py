@@ -88,13 +88,14 @@ class Judge:
                 f"to it, or --features, an .npz of features that you made"
             )
         size = len(images) if self.classifier is None else count
-        if count < LEAST or (self.classifier is not None and 2 * count > len(images)):
+        if count < LEAST:
+            raise ValueError(f"--samples must be at least {LEAST}, but is {count}")
+        if self.classifier is not None and 2 * count > len(images):
             raise ValueError(
-                f"--samples takes as many images to compare with and as many others, {LEAST} or "
-                f"more of each: {data} has {len(images)}, enough for --samples "
-                f"{len(images) // 2}, but it is {count}"
+                f"--samples {count} needs {2 * count} images, as many to compare with and as many "
+                f"others, but {data} has {len(images)}"
             )
-        check_steps(how.sampler_steps, checkpoint.schedule)
+        check_steps(how.sampler_steps, checkpoint.schedule, "--sampler-steps")
         # Pictures in folders come class by class.
         order = np.random.default_rng(run.seed).permutation(len(images))[: 2 * size]
         self.trained, self.real, self.other = trained, images[order[:size]], images[order[size:]]

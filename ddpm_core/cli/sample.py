@@ -153,7 +153,7 @@ def sample(
         typer.Option(
             rich_help_panel=_HOW,
             help="How strongly each image is driven towards its class and away from none "
-            "(classifier-free guidance): 1 is not at all.",
+            "(classifier-free guidance); 1 is no guidance.",
         ),
     ] = None,
     guidance_interval: Annotated[
