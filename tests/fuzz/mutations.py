@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import random
 import re
@@ -63,10 +64,10 @@ def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
 
 def _change_tree(tree: Any, rng: random.Random) -> Any:
     found = [*_places(tree)] if isinstance(tree, (dict, list)) else []
+    nasty = copy.deepcopy(rng.choice(NASTY))  # what changes it next must not change the list
     if not found:
-        return rng.choice(NASTY)
+        return nasty
     container, key = rng.choice(found)
-    nasty = json.loads(json.dumps(rng.choice(NASTY)))
     match rng.randrange(8):
         case 0:
             del container[key]
