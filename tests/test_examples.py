@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from urllib.request import urlopen
 
 import numpy as np
 import pytest
+from command import executable, pixels
 from PIL import Image
 
 import ddpm_core as ddpm
@@ -198,6 +202,30 @@ def test_train_jax(tmp_path):
     assert loss == pytest.approx(last, abs=2e-4)
     with Image.open(tmp_path / "samples.png") as picture:
         assert picture.size == (2 * 302, 2 * 122)  # ten columns, four rows, gaps of two
+
+
+def test_serve(tmp_path):
+    """The server answers the picture that `ddpm-core sample` draws, and ends when it is told to."""
+    pytest.importorskip("uvicorn")
+    executable("sample", "--ids", "11:12", "--steps", 2, "--out-dir", tmp_path, cwd=tmp_path)
+    server = subprocess.Popen(
+        [sys.executable, "-W", "error", FOLDER / "serve.py", "--port", "0"],
+        stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        address = next(
+            found for line in server.stderr if (found := re.search(r"http://\S+", line))
+        )[0]
+        with urlopen(f"{address}/health", timeout=60) as answer:
+            assert json.load(answer) == {"alive": True, "drawn": 0, "waiting": 0}
+        with urlopen(f"{address}/sample", b'{"id": 11, "steps": 2}', timeout=60) as answer:
+            drawn = pixels(io.BytesIO(answer.read()))
+    finally:
+        server.send_signal(signal.SIGTERM)
+        said = server.communicate(timeout=60)[1]
+    np.testing.assert_array_equal(drawn, pixels(next(tmp_path.glob("*.png"))))
+    assert "Application shutdown complete" in said
+    assert "Traceback" not in said
 
 
 def test_every_example_is_tested():
