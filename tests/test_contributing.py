@@ -41,8 +41,8 @@ def test_light_extra():
     """[dev] installs no framework, and all of its tools are of [test] or [lint]."""
     project = tomllib.loads((readme.ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     extras = project["optional-dependencies"]
-    assert "ddpm-core[cli,lint]" in extras["dev"]
-    assert set(extras["dev"]) - {"ddpm-core[cli,lint]"} <= set(extras["test"])
+    assert "ddpm-core[lint,plot]" in extras["dev"]
+    assert set(extras["dev"]) - {"ddpm-core[lint,plot]"} <= set(extras["test"])
 
 
 def test_floors_are_those_of_the_project():
@@ -51,7 +51,12 @@ def test_floors_are_those_of_the_project():
     extras = project["optional-dependencies"]
     pins = dict(re.findall(r"^([\w-]+)==(\S+)", _read("constraints-floor.txt"), re.M))
     allowed = {}
-    for requirement in (*project["dependencies"], *extras["cli"], "scipy>=1.14"):
+    for requirement in (
+        *project["dependencies"],
+        *extras["cli"],
+        *extras["plot"][1:],
+        "scipy>=1.14",
+    ):
         name, version = requirement.split(">=")
         allowed[name.lower()] = version
     assert "scipy>=1.14" in extras["dev"]

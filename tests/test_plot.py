@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,14 @@ def lines(here, monkeypatch) -> list:
     monkeypatch.setattr("matplotlib.axes.Axes.plot", lambda *a, **k: drawn.append(a[1:3]))
     monkeypatch.setattr("matplotlib.axes.Axes.legend", lambda *a, **k: None)
     return drawn
+
+
+def test_without_matplotlib(lines, capsys, monkeypatch):
+    """Each plot names the line that installs what it lacks, before any work is done."""
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    wanted = "ddpm-core: plots need matplotlib: pip install 'ddpm-core[plot]'\n"
+    assert fails(capsys, "plot", "run") == wanted
+    assert fails(capsys, "evaluate", "--data", "none", "--plot", "plot.png") == wanted
 
 
 def test_plot(lines, capsys):

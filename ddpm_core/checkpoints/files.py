@@ -139,7 +139,7 @@ def safetensors_module(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError:
-        raise ImportError("checkpoints need safetensors: pip install 'ddpm-core[cli]'") from None
+        raise ImportError("checkpoints need safetensors: pip install safetensors") from None
 
 
 def check_names(what: str | Path, found: Shapes, expected: Shapes) -> None:

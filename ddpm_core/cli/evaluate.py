@@ -27,6 +27,7 @@ from ddpm_core.cli.options import (
     wide_console,
 )
 from ddpm_core.cli.pictures import check_folder, check_place
+from ddpm_core.cli.plot import empty_figure
 from ddpm_core.cli.rate import Run, report
 from ddpm_core.levels import Level
 from ddpm_core.likelihood import Elbo
@@ -207,7 +208,7 @@ def evaluate(
     if work_dir is not None:
         check_folder(work_dir, "--work-dir")
     if plot is not None:
-        _empty_figure()  # without matplotlib, better now than after the work
+        empty_figure(1, 1)  # without matplotlib, better now than after the work
     how = judging.How(sampler, sampler_steps, guidance, guidance_interval)
     rank, world = processes.process()
     if features is not None:
@@ -356,7 +357,7 @@ def draw_curve(numbers: dict[str, Any]) -> bytes:
     rate_error = np.array([row["rate"]["error"] for row in rows])
     rmse = np.array([row["rmse"] for row in rows])
     rmse_error = np.array([row["rmse_error"] or 0.0 for row in rows])
-    figure = _empty_figure()
+    figure = empty_figure(9, 2.8)
     for axes, (x, y, error, across, up) in zip(
         figure.subplots(1, 3),
         (
@@ -374,11 +375,3 @@ def draw_curve(numbers: dict[str, Any]) -> bytes:
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
     return buffer.getvalue()
-
-
-def _empty_figure() -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        raise ImportError("--plot needs matplotlib: pip install 'ddpm-core[cli]'") from None
-    return Figure(figsize=(9, 2.8), layout="constrained")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import typer
@@ -30,13 +30,12 @@ def plot(
     if not rows:
         raise ValueError(f"{path} has no rows: let the run take {log.EVERY} steps")
     check_place(out, ".png")
-    from matplotlib.figure import Figure  # slow to import
-    from matplotlib.ticker import LogLocator
+    figure = empty_figure(7, 4)
+    from matplotlib.ticker import LogLocator  # slow to import
 
     steps, loss = np.array([row[:2] for row in rows]).T
     counts = np.diff(steps, prepend=0)
     half = len(rows) // 60
-    figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     axes.plot(steps, loss, linewidth=0.8, alpha=0.4, label=f"mean of {log.EVERY} steps")
     label = f"mean of up to {log.EVERY * (2 * half + 1):,} steps"
@@ -52,6 +51,15 @@ def plot(
     figure.savefig(buffer, format="png", dpi=150)
     write_whole(out, buffer.getvalue())
     typer.echo(f"Wrote {out}: {len(rows):,} rows to step {rows[-1].step:,}.")
+
+
+def empty_figure(width: float, height: float) -> Any:
+    """A figure of matplotlib; ImportError, with the line that installs it, if it is not there."""
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        raise ImportError("plots need matplotlib: pip install 'ddpm-core[plot]'") from None
+    return Figure(figsize=(width, height), layout="constrained")
 
 
 def smoothed(values: Array, weights: Array, half: int) -> Array:
