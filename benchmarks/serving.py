@@ -2,12 +2,12 @@
 at a time.
 
     pip install 'ddpm-core[cli]' starlette uvicorn
-    python benchmarks/serving.py [--clients N] [--requests N] [--rounds N] [--backend torch]
+    python benchmarks/serving.py [--clients N] [--batch N] [--requests N] [--rounds N]
 
-Two servers of the bundled model differ in --batch alone. Each client sends its next request when
-the last one is answered, of a random solver, class, number of steps and guidance. Within a round
-both servers get the same requests, one server after the other, in turns; a ratio is taken within
-each round. Medians over the rounds are printed, with their quartiles.
+Two servers of the bundled model differ in --batch alone, which is 1 for the other. Each client
+sends its next request when the last one is answered, of a random solver, class, number of steps and
+guidance. Within a round both servers get the same requests, one server after the other, in turns; a
+ratio is taken within each round. Medians over the rounds are printed, with their quartiles.
 
 On NumPy a batch is split over the processors, and so one image at a time has one of them.
 """
@@ -95,6 +95,7 @@ def shown(values):
 def main():
     options = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     options.add_argument("--clients", type=int, default=16)
+    options.add_argument("--batch", type=int, default=16)
     options.add_argument("--requests", type=int, default=8, help="of each client in a round")
     options.add_argument("--rounds", type=int, default=7)
     options.add_argument("--backend", default="numpy")
@@ -103,7 +104,7 @@ def main():
     print(environment(ddpm.backend(options.backend)))
     rng, measured = np.random.default_rng(0), {"together": [], "one by one": []}
     with (
-        server(options.clients, options.backend) as together,
+        server(options.batch, options.backend) as together,
         server(1, options.backend) as one_by_one,
     ):
         sides = [("together", together), ("one by one", one_by_one)]

@@ -81,7 +81,7 @@ class Engine:
     """
 
     def __init__(
-        self, model: ddpm.Checkpoint, on: Backend, batch: int = 64, queue: int = 256
+        self, model: ddpm.Checkpoint, on: Backend, batch: int = 16, queue: int = 256
     ) -> None:
         self.model, self.on, self.batch, self.queue = model, on, batch, queue
         self.noise = ddpm.portable_noise(0, on.xp, on.device, on.dtype)
@@ -245,7 +245,7 @@ def main() -> None:
     options.add_argument("--model", default="fashion-mnist", help="a bundled model, or a file")
     options.add_argument("--backend", default="numpy")
     options.add_argument("--device")
-    options.add_argument("--batch", type=int, default=64, help="images that are drawn at a time")
+    options.add_argument("--batch", type=int, default=16, help="images that are drawn at a time")
     options.add_argument("--queue", type=int, default=256, help="images that may wait for that")
     options.add_argument("--host", default="127.0.0.1")
     options.add_argument("--port", type=int, default=8000)
