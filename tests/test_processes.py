@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from ddpm_core.cli import processes
 from ddpm_core.cli.options import open_backend
-from ddpm_core.cli.processes import process, share
+from ddpm_core.cli.processes import blocks, process, share
 
 pytest_plugins = "command_fixtures"
 pytestmark = pytest.mark.usefixtures("one_thread_of_processes")
@@ -24,6 +24,15 @@ def alone(monkeypatch):
         monkeypatch.delenv(name, raising=False)
 
 
+@given(first=st.integers(0, 40), count=st.integers(0, 60), size=st.integers(1, 20))
+def test_blocks_do_not_depend_on_the_first_id(first, count, size):
+    """Those of some ids are those of all ids, less what was not asked for; also where ids lack."""
+    ids = first + np.arange(count)
+    for some in (ids, ids[ids % 7 > 2]):
+        wanted = ([i for i in some if k * size <= i < (k + 1) * size] for k in range(101))
+        assert [part.tolist() for part in blocks(some, size)] == [part for part in wanted if part]
+
+
 @given(count=st.integers(0, 60), batch=st.integers(1, 20), world=st.integers(1, 6))
 def test_shares_are_the_whole(count, batch, world):
     """Each id is in one share, and the batches of the shares are those of one process."""
@@ -33,9 +42,8 @@ def test_shares_are_the_whole(count, batch, world):
         with pytest.MonkeyPatch.context() as environment:
             environment.setenv("RANK", str(rank))
             environment.setenv("WORLD_SIZE", str(world))
-            own = share(ids, batch)
-        shares += [tuple(own[at : at + batch]) for at in range(0, len(own), batch)]
-    assert sorted(shares) == [tuple(ids[at : at + batch]) for at in range(0, count, batch)]
+            shares += [part.tolist() for part in blocks(share(ids, batch), batch)]
+    assert sorted(shares) == [part.tolist() for part in blocks(ids, batch)]
 
 
 def test_process(monkeypatch):
@@ -82,6 +90,35 @@ def test_samples_are_shared(here, model):
     assert "Wrote 2 pictures in two, where 4 were already" in again[0].stdout
     assert again[1].returncode == 0
     assert Path("two/00000005.png").read_bytes() == Path("one/00000005.png").read_bytes()
+
+
+@pytest.mark.needs("torch")
+def test_a_picture_is_of_its_batch(here, model, monkeypatch):
+    """Whatever ids are asked for, the network sees an image beside the same others, to the bit."""
+    from ddpm_core_torch import Torch
+
+    seen = []
+    asarray = Torch.asarray
+
+    def recorded(self, a, dtype=None):
+        if dtype is self.xp.int32:
+            seen.append(a.tolist())
+        return asarray(self, a, dtype)
+
+    monkeypatch.setattr(Torch, "asarray", recorded)
+    words = ["sample", "--model", model, "--steps", 1, "--batch", 4, "--backend", "torch"]
+    run(*words, "--count", 11, "--out-dir", "all")
+    whole = [list(range(k, k + 4)) for k in (0, 4, 8)]
+    assert seen == whole
+    seen.clear()
+    run(*words, "--ids", "6:10", "--out-dir", "some")
+    assert seen == whole[1:]
+    seen.clear()
+    run(*words, "--ids", f"{2**31 - 2}:{2**31}", "--batch", 3, "--out-dir", "last")
+    assert seen == [[2**31 - 2, 2**31 - 1]]
+    assert len(list(Path("last").glob("*.png"))) == 2
+    for i in range(6, 10):
+        assert Path(f"some/{i:08}.png").read_bytes() == Path(f"all/{i:08}.png").read_bytes()
 
 
 def test_processes_write_no_one_file(here, model, monkeypatch, capsys):

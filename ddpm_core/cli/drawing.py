@@ -10,7 +10,8 @@ import numpy as np
 
 from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint
-from ddpm_core.cli.progress import Bar, counted, progress
+from ddpm_core.cli.processes import blocks
+from ddpm_core.cli.progress import counted, progress
 from ddpm_core.denoisers import Denoiser, clip
 from ddpm_core.guidance import Scale, classifier_free, within
 from ddpm_core.samplers import Sampler, trajectory
@@ -22,6 +23,7 @@ from ddpm_core.typing import Array, Noise
 SAMPLERS = {name: each.solver for each in ENTRIES if each.from_noise for name in each.names}
 
 MOST = 10_000_000  #: images of one command
+LAST = 2**31 - 1  #: id of an image
 
 
 def draw(
@@ -45,13 +47,11 @@ def draw(
 
     ValueError if one is not finite.
     """
-    calls = -(-count // batch) * solver.nfe
-    with progress(calls, "Sampling", quiet=quiet) as bar:
-        drawn = batches(
-            checkpoint, on, solver, np.arange(count), y, seed, batch, bar,
-            process=process, guidance=guidance,
-        )  # fmt: skip
-        parts = [states for _, states in drawn]
+    drawn = batches(
+        checkpoint, on, solver, np.arange(count), y, seed, batch,
+        process=process, guidance=guidance, quiet=quiet,
+    )  # fmt: skip
+    parts = [states for _, states in drawn]
     return [np.concatenate(states) for states in zip(*parts, strict=True)]
 
 
@@ -63,46 +63,60 @@ def batches(
     dealt: Array | None,
     seed: int,
     batch: int,
-    bar: Bar,
     *,
-    process: bool,
-    guidance: Scale | None,
+    process: bool = False,
+    guidance: Scale | None = None,
+    whole: bool = False,
+    quiet: bool = False,
 ) -> Generator[tuple[Array, list[Array]]]:
-    """Ids, and what `draw` gives of them, batch by batch."""
+    """Rising ids, and what `draw` gives of them, batch by batch: those of one id // batch.
+
+    whole: compute all ids of a batch, whichever are asked for, so that an image is the same to the
+        bit whatever is asked for; on NumPy it is the same in any batch
+    """
     denoise = clip(predictor(checkpoint, on, guidance))
     shape = (checkpoint.config.channels, *checkpoint.size)
-    for part, eps, cond in parts(on, ids, dealt, seed, batch):
-        x = eps(0, (len(part), *shape))
+    first = np.unique(ids // batch) * batch
+    beside = ids
+    if whole and on.name != "numpy":
+        beside = (first[:, None] + np.arange(batch)).ravel()
+        beside = beside[beside <= LAST]
+    with progress(len(first) * solver.nfe, "Sampling", quiet=quiet) as bar:
+        for own, (part, eps, cond) in zip(
+            blocks(ids, batch), parts(on, beside, dealt, seed, batch), strict=True
+        ):
+            x = eps(0, (len(part), *shape))
 
-        def steps(x: Array = x, cond: dict[str, Any] = cond, eps: Any = eps) -> Any:
-            return trajectory(
-                denoise, solver, x, eps, lincomb=on.lincomb,
-                progress=lambda rows: counted(rows, bar), **cond,
-            )  # fmt: skip
+            def steps(x: Array = x, cond: dict[str, Any] = cond, eps: Any = eps) -> Any:
+                return trajectory(
+                    denoise, solver, x, eps, lincomb=on.lincomb,
+                    progress=lambda rows: counted(rows, bar), **cond,
+                )  # fmt: skip
 
-        states: list[Array] = []
-        for step in steps():
-            x = step.x
-            if process:
-                states.append(on.to_numpy(step.x_0))
-        states[-1:] = [on.to_numpy(x)]
-        if not np.isfinite(states[-1]).all():
-            # Only now is each step looked at, which makes the host wait for the device.
-            bad = [s.number for s in steps() if not np.isfinite(on.to_numpy(s.x_0)).all()]
-            raise ValueError(
-                f"the model gives numbers that are not finite, from step {min(bad, default=0)} of "
-                f"{len(solver.rows())} on: its weights, or what its file says of them, are damaged"
-            )
-        yield part, states
+            states: list[Array] = []
+            for step in steps():
+                x = step.x
+                if process:
+                    states.append(on.to_numpy(step.x_0))
+            states[-1:] = [on.to_numpy(x)]
+            if not np.isfinite(states[-1]).all():
+                # Only now is each step looked at, which makes the host wait for the device.
+                bad = [s.number for s in steps() if not np.isfinite(on.to_numpy(s.x_0)).all()]
+                raise ValueError(
+                    f"the model gives numbers that are not finite, from step {min(bad, default=0)} "
+                    f"of {len(solver.rows())} on: its weights, or what its file says of them, are "
+                    f"damaged"
+                )
+            mine = np.isin(part, own)
+            yield own, [state[mine] for state in states]
 
 
 def parts(
     on: Backend, ids: Array, dealt: Array | None, seed: int, batch: int
 ) -> Generator[tuple[Array, Noise, dict[str, Any]]]:
-    """Ids, with their noise and what their denoiser is told, batch by batch."""
+    """Rising ids, with their noise and what their denoiser is told, batch by batch."""
     noise = on.portable_noise(seed)
-    for first in range(0, len(ids), batch):
-        part = ids[first : first + batch]
+    for part in blocks(ids, batch):
         there = on.asarray(part, on.xp.int32)
 
         def eps(step: int, shape: tuple[int, ...], ids: Array = there) -> Array:

@@ -27,7 +27,6 @@ from ddpm_core.cli.drawing import (
 )
 from ddpm_core.cli.kept import Kept, fingerprint
 from ddpm_core.cli.pictures import to_bytes
-from ddpm_core.cli.progress import progress
 from ddpm_core.cli.rate import Run, Trained
 from ddpm_core.distances import Measured, scores
 from ddpm_core.typing import Array
@@ -124,13 +123,11 @@ class Judge:
         """Draws what is lacking of this process's share."""
         run, kept = self.run, self.kept
         ids = kept.lacking(run.batch)
-        calls = -(-len(ids) // run.batch) * self.solver.nfe
-        with progress(calls, "Sampling", quiet=processes.process().rank > 0) as bar:
-            for part, (x,) in batches(
-                run.checkpoint, run.on, self.solver, ids, self.y, run.seed, run.batch, bar,
-                process=False, guidance=self.guidance,
-            ):  # fmt: skip
-                kept.add(part, images=to_bytes(x).transpose(0, 2, 3, 1))
+        for part, (x,) in batches(
+            run.checkpoint, run.on, self.solver, ids, self.y, run.seed, run.batch,
+            guidance=self.guidance, quiet=processes.process().rank > 0,
+        ):  # fmt: skip
+            kept.add(part, images=to_bytes(x).transpose(0, 2, 3, 1))
 
     def samples(self) -> Array:
         """All samples, uint8 (N, C, H, W)."""

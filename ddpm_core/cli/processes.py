@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Generator
 from typing import NamedTuple
 
 import numpy as np
@@ -40,10 +41,12 @@ def own_device(device: str | None) -> str | None:
     return f"cuda:{local}" if device == "cuda" and local is not None else device
 
 
-def share(ids: Array, batch: int) -> Array:
-    """The ids that are this process's, of every so many batches one.
+def blocks(ids: Array, size: int) -> Generator[Array]:
+    """Rising ids, cut where id // size changes: which are together does not depend on the first."""
+    yield from np.split(ids, np.flatnonzero(np.diff(ids // size)) + 1) if len(ids) else ()
 
-    Whole batches, so that each image is computed beside the same others as by one process.
-    """
+
+def share(ids: Array, size: int) -> Array:
+    """The ids that are this process's: of every so many of the `blocks` one."""
     rank, world = process()
-    return ids[np.arange(len(ids)) // batch % world == rank]
+    return ids[ids // size % world == rank]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeAlias
 
@@ -35,7 +35,6 @@ from ddpm_core.cli.options import (
     given,
     open_backend,
 )
-from ddpm_core.cli.progress import progress
 from ddpm_core.typing import Array
 
 BYTES = 1 << 32  #: of an .npz
@@ -167,8 +166,8 @@ def sample(
         int,
         typer.Option(
             min=1, rich_help_panel=_HOW,
-            help="Images at a time. A picture depends on it by rounding only; on the NumPy "
-            "backend, not at all.",
+            help="Images at a time: with --out-dir those of one id // BATCH, always. A picture "
+            "depends on it by rounding only; on the NumPy backend, not at all.",
         ),
     ] = 16,
     backend_name: BackendName = "numpy",
@@ -209,13 +208,11 @@ def sample(
         )
     on = open_backend(backend_name, device)
 
-    def run(numbers: Array, *, process: bool = False) -> Generator[tuple[Array, list[Array]]]:
-        calls = -(-len(numbers) // batch) * solver.nfe
-        with progress(calls, "Sampling", quiet=rank > 0) as bar:
-            yield from batches(
-                checkpoint, on, solver, numbers, dealt, seed, batch, bar,
-                process=process, guidance=strength,
-            )  # fmt: skip
+    def run(numbers: Array, *, process: bool = False) -> Iterable[tuple[Array, list[Array]]]:
+        return batches(
+            checkpoint, on, solver, numbers, dealt, seed, batch, process=process,
+            guidance=strength, whole=out_dir is not None, quiet=rank > 0,
+        )  # fmt: skip
 
     if out_dir is not None:
         about = {
