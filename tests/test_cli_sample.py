@@ -227,15 +227,15 @@ def test_out_dir(here, model, capsys):
 def test_two_commands_in_one_folder(here, model, monkeypatch):
     """A command draws nothing into a folder that another, of other settings, began meanwhile."""
     options = ["sample", "--model", model, "--steps", 1, "--count", 1, "--out-dir", "d"]
-    missing = sampling._missing
+    lacking = sampling.lacking
 
     def late(*arguments):
-        found = missing(*arguments)
-        monkeypatch.setattr(sampling, "_missing", missing)
+        found = lacking(*arguments)
+        monkeypatch.setattr(sampling, "lacking", lacking)
         run(*options, "--seed", 1)
         return found
 
-    monkeypatch.setattr(sampling, "_missing", late)
+    monkeypatch.setattr(sampling, "lacking", late)
     with pytest.raises(ValueError, match="d holds samples of seed 1, not 0"):
         run(*options)
 
@@ -470,6 +470,23 @@ BAD_SAMPLES = {
     "scale in a folder": (["--out-dir", "d", "--scale", "2"], "--scale does nothing with --out-"),
     "out dir is a file": (["--out-dir", "cut.safetensors"], "cut.safetensors is a file"),
     "out dir nowhere": (["--out-dir", "no/d"], "no folder no to write d in"),
+    "shards nowhere": (["--shards", "npz"], "--shards does nothing without --out-dir"),
+    "shards": (["--out-dir", "d", "--shards", "zip"], "--shards must be npz or tar, but is 'zip'"),
+    "shard size": (["--out-dir", "d", "--shard-size", "5"], "nothing without --shards"),
+    "shard size 0": (
+        ["--out-dir", "d", "--shards", "npz", "--shard-size", "0"],
+        "Invalid value for '--shard-size'",
+    ),
+    "shard size large": (
+        ["--out-dir", "d", "--shards", "tar", "--shard-size", "200000000"],
+        "a shard would hold 4,800,000,000 bytes of images, of at most 4,294,967,296; a smaller",
+    ),
+    "dtype": (["--dtype", "float16"], "uint8, or float32 .* is 'float16'"),
+    "dtype of a sheet": (["--dtype", "float32"], "--dtype must be uint8, or float32 of an .npz"),
+    "dtype of a tar": (
+        ["--out-dir", "d", "--shards", "tar", "--dtype", "float32"],
+        "--dtype must be uint8, or float32 of an .npz",
+    ),
     "npz grid": (["--out", "s.npz"], "an .npz has no sheet"),
     "npz scale": (["--out", "s.npz", "--scale", "2"], "leave out --grid, --gif and --scale"),
     "resume": (["--resume"], "--resume does nothing without --out-dir"),

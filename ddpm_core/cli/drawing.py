@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Generator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint
+from ddpm_core.cli.kept import fingerprint
 from ddpm_core.cli.processes import blocks
 from ddpm_core.cli.progress import counted, progress
 from ddpm_core.denoisers import Denoiser, clip
@@ -24,6 +26,43 @@ SAMPLERS = {name: each.solver for each in ENTRIES if each.from_noise for name in
 
 MOST = 10_000_000  #: images of one command
 LAST = 2**31 - 1  #: id of an image
+
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """What images are drawn from, but for their ids and the backend. It pickles."""
+
+    checkpoint: Checkpoint
+    sampler: str
+    steps: int
+    dealt: Array | None  #: as `deal` gives them
+    seed: int
+    batch: int
+    guidance: float | None
+    guidance_interval: tuple[float, float] | None
+
+    @property
+    def solver(self) -> Sampler:
+        return SAMPLERS[self.sampler](self.checkpoint.schedule, self.steps)
+
+    def about(self) -> dict[str, Any]:
+        """What decides an image, but for rounding, as JSON has it."""
+        return {
+            "model": fingerprint(self.checkpoint), "sampler": self.sampler, "steps": self.steps,
+            "seed": self.seed, "classes": None if self.dealt is None else self.dealt.tolist(),
+            "guidance": self.guidance,
+            "guidance_interval": self.guidance_interval and list(self.guidance_interval),
+        }  # fmt: skip
+
+    def batches(
+        self, on: Backend, ids: Array, **options: bool
+    ) -> Generator[tuple[Array, list[Array]]]:
+        """As `batches` gives them; options: process, whole and quiet."""
+        scale = parse_guidance(self.guidance, self.guidance_interval)
+        return batches(
+            self.checkpoint, on, self.solver, ids, self.dealt, self.seed, self.batch,
+            guidance=scale, **options,
+        )  # fmt: skip
 
 
 def draw(

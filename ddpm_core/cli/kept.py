@@ -71,8 +71,7 @@ class Kept:
             return
         self.folder.mkdir(exist_ok=True)
         given = {name: array[ids] for name, array in self.given.items()}
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **arrays, **given, ids=ids)
+        buffer = io.BytesIO(_npz(**arrays, **given, ids=ids))
         with zipfile.ZipFile(buffer, "a") as archive:
             archive.writestr(_ABOUT, json.dumps(dict(self.about)))
         write_whole(self.folder / f"{self.what}-{ids[0]:08d}.npz", buffer.getvalue())
@@ -169,8 +168,12 @@ def npz(images: Array, classes: Array | None, ids: Array) -> bytes:
     arrays = {"images": images[:, 0] if images.shape[1] == 1 else images.transpose(0, 2, 3, 1)}
     if classes is not None and classes.min() >= 0:
         arrays["classes"] = classes
+    return _npz(**arrays, ids=ids)
+
+
+def _npz(**arrays: Array) -> bytes:
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays, ids=ids)
+    np.savez_compressed(buffer, **arrays)
     return buffer.getvalue()
 
 

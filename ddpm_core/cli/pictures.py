@@ -106,6 +106,18 @@ def check_folder(path: Path, option: str) -> None:
         raise PermissionError(f"{path} does not let us write in it: choose another {option}")
 
 
+def png(
+    sheet: Array, scale: int = 1, columns: Sequence[str] = (), rows: Sequence[str] = ()
+) -> bytes:
+    """A sheet, each pixel scale by scale.
+
+    columns, rows: names above the columns, or left of the rows; none by default
+    """
+    buffer = io.BytesIO()
+    _picture(sheet, scale, columns, rows).save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
 def write_png(
     path: Path,
     sheet: Array,
@@ -113,13 +125,8 @@ def write_png(
     columns: Sequence[str] = (),
     rows: Sequence[str] = (),
 ) -> None:
-    """Writes a sheet, each pixel scale by scale: whole, or not at all.
-
-    columns, rows: names above the columns, or left of the rows; none by default
-    """
-    buffer = io.BytesIO()
-    _picture(sheet, scale, columns, rows).save(buffer, format="PNG", optimize=True)
-    write_whole(path, buffer.getvalue())
+    """Writes what `png` makes: whole, or not at all."""
+    write_whole(path, png(sheet, scale, columns, rows))
 
 
 def write_gif(

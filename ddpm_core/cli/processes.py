@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Generator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -43,7 +44,9 @@ def own_device(device: str | None) -> str | None:
 
 def blocks(ids: Array, size: int) -> Generator[Array]:
     """Rising ids, cut where id // size changes: which are together does not depend on the first."""
-    yield from np.split(ids, np.flatnonzero(np.diff(ids // size)) + 1) if len(ids) else ()
+    starts = np.flatnonzero(np.diff(ids // size, prepend=-1))
+    for start, end in pairwise(np.append(starts, len(ids))):
+        yield ids[start:end]
 
 
 def share(ids: Array, size: int) -> Array:

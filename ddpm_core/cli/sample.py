@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias
+from typing import Annotated, TypeAlias
 
 import numpy as np
 import typer
 
 from ddpm_core.checkpoints import Checkpoint, load
-from ddpm_core.checkpoints.files import open_regular, write_whole
+from ddpm_core.checkpoints.files import write_whole
 from ddpm_core.cli import pictures, processes
 from ddpm_core.cli.drawing import (
+    LAST,
     MOST,
     SAMPLERS,
-    batches,
+    Drawing,
     check_guidable,
     check_sampler,
     check_steps,
@@ -26,7 +27,6 @@ from ddpm_core.cli.drawing import (
     deal,
     parse_guidance,
 )
-from ddpm_core.cli.kept import check_about, fingerprint, npz
 from ddpm_core.cli.options import (
     BackendName,
     Device,
@@ -35,15 +35,16 @@ from ddpm_core.cli.options import (
     given,
     open_backend,
 )
+from ddpm_core.cli.shards import DTYPES, KINDS, Layout, lacking, usual_size, write
 from ddpm_core.typing import Array
 
-BYTES = 1 << 32  #: of an .npz
-SETTINGS = "samples.json"
+BYTES = 1 << 32  #: of the images of a file
 
 #: When an option does nothing.
 _IDLE = {
     "with --out-dir": ("--out", "--grid", "--gif", "--scale"),
-    "without --out-dir": ("--resume",),
+    "without --out-dir": ("--resume", "--shards"),
+    "without --shards": ("--shard-size",),
 }
 
 #: Ids, process= -> ids and what `draw` gives of them, batch by batch.
@@ -104,13 +105,36 @@ def sample(
         typer.Option(
             rich_help_panel=_WHERE,
             help="A folder for one PNG per image, named by its id, instead of --out. Processes "
-            "that torchrun or accelerate launch starts share the images among them.",
+            "that torchrun or accelerate launch starts share the files among them.",
         ),
     ] = None,
+    shards: Annotated[
+        str | None,
+        typer.Option(
+            metavar="npz|tar", rich_help_panel=_WHERE,
+            help="Files of many images in --out-dir, named by the first and the last id: npz, as "
+            "of --out, or tar, as WebDataset reads it, of 00000017.png and 00000017.cls.",
+        ),
+    ] = None,
+    shard_size: Annotated[
+        int | None,
+        typer.Option(
+            min=1, rich_help_panel=_WHERE,
+            help="Images of a shard: those of one id // SIZE. 8192 by default, or of large images "
+            "the power of two that 100 MB hold.",
+        ),
+    ] = None,
+    dtype: Annotated[
+        str,
+        typer.Option(
+            metavar="uint8|float32", rich_help_panel=_WHERE,
+            help="Of an .npz: uint8, or float32 in [-1, 1].",
+        ),
+    ] = "uint8",
     resume: Annotated[
         bool,
         typer.Option(
-            "--resume", rich_help_panel=_WHERE, help="Skip the images that --out-dir has already."
+            "--resume", rich_help_panel=_WHERE, help="Skip the files that --out-dir has already."
         ),
     ] = False,
     grid: Annotated[
@@ -180,6 +204,8 @@ def sample(
     rank, world = processes.process()
     if world > 1 and out_dir is None:
         raise ValueError(f"{world} processes cannot write one file: pass --out-dir, a folder")
+    if shards is not None and shards not in KINDS:
+        raise ValueError(f"--shards must be {' or '.join(KINDS)}, but is {shards!r}")
     out = Path("samples.png") if out is None else out
     if out_dir is None:
         pictures.check_place(out, ".png", ".npz")
@@ -189,13 +215,15 @@ def sample(
         pictures.check_folder(out_dir, "--out-dir")
     if gif is not None:
         pictures.check_place(gif, ".gif")
-    strength = parse_guidance(guidance, guidance_interval)
+    is_npz = shards == "npz" if out_dir is not None else out.suffix.lower() == ".npz"
+    if dtype not in DTYPES or (dtype != "uint8" and not is_npz):
+        raise ValueError(f"--dtype must be uint8, or float32 of an .npz, but is {dtype!r}")
+    parse_guidance(guidance, guidance_interval)
     places = None if grid is None else parse_grid(grid)
     asked = None if ids is None and count is None else parse_ids(ids, count)
 
     checkpoint = load(model)
     check_steps(steps, checkpoint.schedule)
-    solver = SAMPLERS[sampler](checkpoint.schedule, steps)
     dealt = deal(classes, checkpoint)
     if guidance is not None:
         check_guidable(checkpoint, dealt)
@@ -207,27 +235,19 @@ def sample(
             f"{len(wanted) if wanted is not None else f'at most {MOST:,}'} images"
         )
     on = open_backend(backend_name, device)
-
-    def run(numbers: Array, *, process: bool = False) -> Iterable[tuple[Array, list[Array]]]:
-        return batches(
-            checkpoint, on, solver, numbers, dealt, seed, batch, process=process,
-            guidance=strength, whole=out_dir is not None, quiet=rank > 0,
-        )  # fmt: skip
+    drawing = Drawing(checkpoint, sampler, steps, dealt, seed, batch, guidance, guidance_interval)
+    run = partial(drawing.batches, on, whole=out_dir is not None, quiet=rank > 0)
 
     if out_dir is not None:
-        about = {
-            "model": fingerprint(checkpoint), "sampler": sampler, "steps": steps, "seed": seed,
-            "classes": None if dealt is None else dealt.tolist(), "guidance": guidance,
-            "guidance_interval": guidance_interval and list(guidance_interval),
-        }  # fmt: skip
-        own = processes.share(wanted, batch)
-        written = _write_folder(run, checkpoint, out_dir, own, about, resume)
+        layout = _layout(checkpoint, shards, shard_size, dtype)
+        own = processes.share(wanted, batch if shards is None else layout.size)
+        written = _write_folder(run, drawing, out_dir, layout, own, resume)
         if world > 1:
             written += f", the share of one of {world} processes"
-    elif out.suffix.lower() == ".npz":
-        written = _write_npz(run, checkpoint, out, wanted, dealt)
+    elif is_npz:
+        written = _write_npz(run, checkpoint, out, wanted, dealt, dtype)
     else:
-        frames = 1 if gif is None else solver.nfe
+        frames = 1 if gif is None else drawing.solver.nfe
         written = _write_sheet(
             run, checkpoint, out, gif, wanted, dealt, (rows, columns), scale, frames
         )
@@ -238,43 +258,58 @@ def sample(
         how += f", guidance {guidance:g}"
     if guidance_interval is not None:
         how += " from log-SNR {:g} to {:g}".format(*guidance_interval)
-    typer.echo(f"{written}: {len(wanted)} images of {model}, {how}, {solver.nfe} network calls.")
+    typer.echo(
+        f"{written}: {len(wanted)} images of {model}, {how}, {drawing.solver.nfe} network calls."
+    )
+
+
+def _layout(checkpoint: Checkpoint, shards: str | None, size: int | None, dtype: str) -> Layout:
+    """ValueError if a file would be too large, or the images are no pictures."""
+    if shards != "npz":
+        _check_channels(checkpoint)
+    if shards is None:
+        return Layout()
+    image = _bytes(checkpoint, dtype)
+    size = usual_size(image) if size is None else size
+    if size * image > BYTES:
+        raise ValueError(
+            f"a shard would hold {size * image:,} bytes of images, of at most {BYTES:,}; a smaller "
+            f"--shard-size would do"
+        )
+    return Layout(shards, size, dtype)
+
+
+def _bytes(checkpoint: Checkpoint, dtype: str) -> int:
+    """Of an image."""
+    return math.prod((checkpoint.config.channels, *checkpoint.size)) * np.dtype(dtype).itemsize
 
 
 def _write_folder(
-    run: _Run,
-    checkpoint: Checkpoint,
-    folder: Path,
-    ids: Array,
-    about: dict[str, Any],
-    resume: bool,
+    run: _Run, drawing: Drawing, folder: Path, layout: Layout, ids: Array, resume: bool
 ) -> str:
-    """Writes the pictures that a folder lacks, each as soon as it is drawn; says what it did."""
-    _check_channels(checkpoint)
-    missing = _missing(folder, ids, about, resume)
-    for numbers, (x,) in run(missing):
-        if not _settled(folder, about):  # asked again: another command may have begun since
-            folder.mkdir(exist_ok=True)
-            write_whole(folder / SETTINGS, (json.dumps(about, indent=2) + "\n").encode())
-        for i, image in zip(numbers, pictures.to_bytes(x), strict=True):
-            pictures.write_png(_place(folder, i), pictures.flat(image.transpose(1, 2, 0)))
-    written = f"Wrote {len(missing)} pictures in {folder}"
-    if len(missing) < len(ids):
-        written += f", where {len(ids) - len(missing)} were already"
+    """Writes the files that a folder lacks, each as soon as it is drawn; says what it did."""
+    about = drawing.about() | layout.about()
+    missing = lacking(folder, layout, ids, about, resume)
+    for part, data in layout.files(run(missing), missing, drawing.dealt):
+        write(folder, layout.name(part), data, about)
+    count, there = (len(np.unique(each // layout.size)) for each in (missing, ids))
+    written = f"Wrote {count} {layout.what} in {folder}"
+    if count < there:
+        written += f", where {there - count} were already"
     return written
 
 
 def _write_npz(
-    run: _Run, checkpoint: Checkpoint, out: Path, ids: Array, dealt: Array | None
+    run: _Run, checkpoint: Checkpoint, out: Path, ids: Array, dealt: Array | None, dtype: str
 ) -> str:
-    size = len(ids) * math.prod((checkpoint.config.channels, *checkpoint.size))
+    size = len(ids) * _bytes(checkpoint, dtype)
     if size > BYTES:
         raise ValueError(
-            f"{out} would hold {size:,} bytes of images, of at most {BYTES:,}; use --out-dir, or "
-            f"several files and --ids"
+            f"{out} would hold {size:,} bytes of images, of at most {BYTES:,}; use --out-dir and "
+            f"--shards"
         )
-    images = np.concatenate([pictures.to_bytes(x) for _, (x,) in run(ids)])
-    write_whole(out, npz(images, classes_of(dealt, ids), ids))
+    ((_, data),) = Layout("npz", LAST + 1, dtype).files(run(ids), ids, dealt)
+    write_whole(out, data)
     return f"Wrote {out}"
 
 
@@ -361,37 +396,3 @@ def _headers(
     if np.array_equal(y, y[np.arange(len(y)) // columns * columns]):
         return (), named(y[::columns])
     return (), ()
-
-
-def _place(folder: Path, i: int) -> Path:
-    return folder / f"{i:08d}.png"
-
-
-def _missing(folder: Path, ids: Array, about: dict[str, Any], resume: bool) -> Array:
-    """The ids whose pictures a folder lacks; ValueError if it holds those of other settings."""
-    settled = _settled(folder, about)
-    missing = np.array([i for i in ids if not _place(folder, i).exists()], dtype=np.int64)
-    if len(missing) < len(ids) and not settled:
-        raise ValueError(
-            f"{folder} has some of these pictures, but no {SETTINGS} that says how they were "
-            f"drawn; choose another --out-dir"
-        )
-    if len(missing) < len(ids) and not resume:
-        raise ValueError(
-            f"{folder} has {len(ids) - len(missing)} of these pictures already; pass --resume to "
-            f"draw the others, or choose another --out-dir"
-        )
-    return missing
-
-
-def _settled(folder: Path, about: dict[str, Any]) -> bool:
-    """Whether a folder has the settings of its pictures; ValueError if they are others."""
-    try:
-        with open_regular(folder / SETTINGS) as file:
-            before: Any = json.loads(file.read(1 << 20))
-    except FileNotFoundError:
-        return False
-    except (ValueError, RecursionError):
-        raise ValueError(f"{folder / SETTINGS} cannot be read; choose another --out-dir") from None
-    check_about(folder, before, about, "samples", "--out-dir")
-    return True
