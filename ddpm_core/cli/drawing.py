@@ -12,6 +12,7 @@ import numpy as np
 from ddpm_core.backends import Backend
 from ddpm_core.checkpoints import Checkpoint
 from ddpm_core.cli.kept import fingerprint
+from ddpm_core.cli.options import open_backend
 from ddpm_core.cli.processes import blocks
 from ddpm_core.cli.progress import counted, progress
 from ddpm_core.denoisers import Denoiser, clip
@@ -30,7 +31,7 @@ LAST = 2**31 - 1  #: id of an image
 
 @dataclass(frozen=True, eq=False)
 class Drawing:
-    """What images are drawn from, but for their ids and the backend. It pickles."""
+    """All that images are drawn from, but for their ids. It pickles."""
 
     checkpoint: Checkpoint
     sampler: str
@@ -40,6 +41,8 @@ class Drawing:
     batch: int
     guidance: float | None
     guidance_interval: tuple[float, float] | None
+    backend: str
+    device: str | None
 
     @property
     def solver(self) -> Sampler:
@@ -54,10 +57,9 @@ class Drawing:
             "guidance_interval": self.guidance_interval and list(self.guidance_interval),
         }  # fmt: skip
 
-    def batches(
-        self, on: Backend, ids: Array, **options: bool
-    ) -> Generator[tuple[Array, list[Array]]]:
+    def batches(self, ids: Array, **options: bool) -> Generator[tuple[Array, list[Array]]]:
         """As `batches` gives them; options: process, whole and quiet."""
+        on = open_backend(self.backend, self.device)
         scale = parse_guidance(self.guidance, self.guidance_interval)
         return batches(
             self.checkpoint, on, self.solver, ids, self.dealt, self.seed, self.batch,

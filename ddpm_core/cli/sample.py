@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from typing import Annotated, TypeAlias
@@ -14,7 +15,7 @@ import typer
 
 from ddpm_core.checkpoints import Checkpoint, load
 from ddpm_core.checkpoints.files import write_whole
-from ddpm_core.cli import pictures, processes
+from ddpm_core.cli import cluster, pictures, processes
 from ddpm_core.cli.drawing import (
     LAST,
     MOST,
@@ -27,14 +28,7 @@ from ddpm_core.cli.drawing import (
     deal,
     parse_guidance,
 )
-from ddpm_core.cli.options import (
-    BackendName,
-    Device,
-    check_idle,
-    check_seed,
-    given,
-    open_backend,
-)
+from ddpm_core.cli.options import BackendName, Device, check_idle, check_seed, given
 from ddpm_core.cli.shards import DTYPES, KINDS, Layout, lacking, usual_size, write
 from ddpm_core.typing import Array
 
@@ -44,7 +38,7 @@ BYTES = 1 << 32  #: of the images of a file
 _IDLE = {
     "with --out-dir": ("--out", "--grid", "--gif", "--scale"),
     "without --out-dir": ("--resume", "--shards"),
-    "without --shards": ("--shard-size",),
+    "without --shards": ("--shard-size", "--scheduler"),
 }
 
 #: Ids, process= -> ids and what `draw` gives of them, batch by batch.
@@ -196,6 +190,14 @@ def sample(
     ] = 16,
     backend_name: BackendName = "numpy",
     device: Device = None,
+    scheduler: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ADDRESS", rich_help_panel=_HOW,
+            help="Of dask, such as tcp://node1:8786: its workers draw the --shards, which this "
+            "command writes.",
+        ),
+    ] = None,
 ) -> None:  # fmt: skip
     """Sample images from a trained model, onto one sheet or into many files."""
     check_idle(context, _IDLE)
@@ -206,6 +208,12 @@ def sample(
         raise ValueError(f"{world} processes cannot write one file: pass --out-dir, a folder")
     if shards is not None and shards not in KINDS:
         raise ValueError(f"--shards must be {' or '.join(KINDS)}, but is {shards!r}")
+    if scheduler is not None and world > 1:
+        raise ValueError(f"--scheduler takes one process, but torchrun started {world}")
+    if scheduler is not None and not re.fullmatch(r"([a-z]+://)?\S+:\d+", scheduler):
+        raise ValueError(
+            f"--scheduler must be an address, such as tcp://node1:8786, but is {scheduler!r}"
+        )
     out = Path("samples.png") if out is None else out
     if out_dir is None:
         pictures.check_place(out, ".png", ".npz")
@@ -234,14 +242,16 @@ def sample(
             f"--grid {grid} has {rows * columns:,} places, for "
             f"{len(wanted) if wanted is not None else f'at most {MOST:,}'} images"
         )
-    on = open_backend(backend_name, device)
-    drawing = Drawing(checkpoint, sampler, steps, dealt, seed, batch, guidance, guidance_interval)
-    run = partial(drawing.batches, on, whole=out_dir is not None, quiet=rank > 0)
+    drawing = Drawing(
+        checkpoint, sampler, steps, dealt, seed, batch, guidance, guidance_interval,
+        backend_name, device,
+    )  # fmt: skip
+    run = partial(drawing.batches, whole=out_dir is not None, quiet=rank > 0)
 
     if out_dir is not None:
         layout = _layout(checkpoint, shards, shard_size, dtype)
         own = processes.share(wanted, batch if shards is None else layout.size)
-        written = _write_folder(run, drawing, out_dir, layout, own, resume)
+        written = _write_folder(run, drawing, out_dir, layout, own, resume, scheduler)
         if world > 1:
             written += f", the share of one of {world} processes"
     elif is_npz:
@@ -285,13 +295,24 @@ def _bytes(checkpoint: Checkpoint, dtype: str) -> int:
 
 
 def _write_folder(
-    run: _Run, drawing: Drawing, folder: Path, layout: Layout, ids: Array, resume: bool
+    run: _Run,
+    drawing: Drawing,
+    folder: Path,
+    layout: Layout,
+    ids: Array,
+    resume: bool,
+    scheduler: str | None,
 ) -> str:
     """Writes the files that a folder lacks, each as soon as it is drawn; says what it did."""
     about = drawing.about() | layout.about()
     missing = lacking(folder, layout, ids, about, resume)
-    for part, data in layout.files(run(missing), missing, drawing.dealt):
-        write(folder, layout.name(part), data, about)
+    if scheduler is None:
+        files = layout.files(run(missing), missing, drawing.dealt)
+    else:
+        files = cluster.files(scheduler, drawing, layout, missing)
+    with closing(files):
+        for part, data in files:
+            write(folder, layout.name(part), data, about)
     count, there = (len(np.unique(each // layout.size)) for each in (missing, ids))
     written = f"Wrote {count} {layout.what} in {folder}"
     if count < there:
