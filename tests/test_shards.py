@@ -131,15 +131,15 @@ def test_a_tar_without_classes(here):
 
 @pytest.mark.parametrize("kind", ["npz", "tar"])
 def test_resume_draws_shards_that_are_not_whole(words, capsys, kind):
-    """One that lacks, one that was cut short, one that holds something else; and no other."""
+    """One that lacks, those that were cut short, an .npz of other images; and no other."""
     words += ["--shards", kind, "--shard-size", 2, "--count", 11]
     run(*words)
     whole, names = files(), [f"{i:08}-{min(i + 1, 10):08}.{kind}" for i in range(0, 11, 2)]
     assert set(whole) == {*names, "samples.json"}
     assert "d has 6 of these shards already; pass --resume" in fails(capsys, *words)
     Path("d", names[0]).unlink()
-    Path("d", names[1]).write_bytes(whole[names[1]][: 1100 if kind == "tar" else -9])
-    Path("d", names[2]).write_bytes(whole[names[5]])
+    Path("d", names[1]).write_bytes(whole[names[1]][:-9])
+    Path("d", names[2]).write_bytes(whole[names[5]] if kind == "npz" else whole[names[2]][:1100])
     Path("d", names[3]).write_bytes(b"")
     kept = Path("d", names[4]).stat()
     capsys.readouterr()

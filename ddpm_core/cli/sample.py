@@ -106,8 +106,8 @@ def sample(
         str | None,
         typer.Option(
             metavar="npz|tar", rich_help_panel=_WHERE,
-            help="Files of many images in --out-dir, named by the first and the last id: npz, as "
-            "of --out, or tar, as WebDataset reads it, of 00000017.png and 00000017.cls.",
+            help="Files of many images in --out-dir, named by their first and last id: an .npz as "
+            "--out writes it, or a .tar for WebDataset, of 00000017.png and 00000017.cls.",
         ),
     ] = None,
     shard_size: Annotated[
@@ -184,7 +184,7 @@ def sample(
         int,
         typer.Option(
             min=1, rich_help_panel=_HOW,
-            help="Images at a time: with --out-dir those of one id // BATCH, always. A picture "
+            help="Images at a time; with --out-dir always those of one id // BATCH. A picture "
             "depends on it by rounding only; on the NumPy backend, not at all.",
         ),
     ] = 16,
@@ -194,8 +194,8 @@ def sample(
         str | None,
         typer.Option(
             metavar="ADDRESS", rich_help_panel=_HOW,
-            help="Of dask, such as tcp://node1:8786: its workers draw the --shards, which this "
-            "command writes.",
+            help="A dask scheduler, such as node1:8786, whose workers draw the --shards; this "
+            "command writes them.",
         ),
     ] = None,
 ) -> None:  # fmt: skip
@@ -212,7 +212,7 @@ def sample(
         raise ValueError(f"--scheduler takes one process, but torchrun started {world}")
     if scheduler is not None and not re.fullmatch(r"([a-z]+://)?\S+:\d+", scheduler):
         raise ValueError(
-            f"--scheduler must be an address, such as tcp://node1:8786, but is {scheduler!r}"
+            f"--scheduler must be an address, such as node1:8786, but is {scheduler!r}"
         )
     out = Path("samples.png") if out is None else out
     if out_dir is None:
