@@ -109,6 +109,13 @@ def shapes(name: str, count: int) -> bytes:
     return json.dumps(first | {name.format(i): [1] for i in range(count)}).encode()
 
 
+def sampler_of(rows: int) -> bytes:
+    levels = dict.fromkeys(("time", "logsnr", "alpha", "sigma"), [1] * (rows + 1))
+    tables = dict.fromkeys(("point", "anchor"), [[0] * 4] * rows)
+    about = {"version": 1, "name": "", "levels": levels, "read": [[0, 1]] * rows}
+    return json.dumps(about | tables, separators=(",", ":")).encode()
+
+
 def splits(info: object, files: object) -> bytes:
     about = ({"splits": ["train"]}, {"_data_files": files}, info)
     return SEPARATOR.join([*(json.dumps(part).encode() for part in about), b""])
@@ -251,6 +258,8 @@ WORST: dict[str, tuple[str, Callable[[], bytes]]] = {
     "log of digits": ("log_csv", lambda: b"\n" + DIGITS + b",1" * 9),
     "fields": ("fields", lambda: b'{"a":' + MANY + b"}"),
     "fields of digits": ("fields", lambda: b'{"a":' + DIGITS + b"}"),
+    "sampler of digits": ("sampler_json", lambda: b'{"version":' + DIGITS + b"}"),
+    "sampler of rows": ("sampler_json", lambda: sampler_of(MEGABYTE // 50)),
     "option of classes": ("options", lambda: b"cat," * (MEGABYTE // 4)),
     "option of digits": ("options", lambda: DIGITS + b"x" + DIGITS),
     "option of spaces": ("options", lambda: b" " * MEGABYTE + b"x"),

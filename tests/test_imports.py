@@ -52,7 +52,7 @@ ROOMS = [
 ]
 
 #: What the families of solvers share. They do not import each other.
-SHARED_BY_SAMPLERS = {"unrolled", "tables", "run", "multistep"}
+SHARED_BY_SAMPLERS = {"interchange", "unrolled", "tables", "run", "multistep"}
 
 
 def modules_of(root: Path) -> dict[str, Path]:

@@ -154,6 +154,27 @@ class Sampler:
         )
         return replace(self, read=_as_it_comes(len(u)), point=point, anchor=anchor)
 
+    def to_json(self) -> str:
+        """The table as JSON, every number to the bit, for a loop in another language.
+
+        `docs/golden.md` has the format.
+
+        >>> from ddpm_core import ddim, linear
+        >>> sampler = Sampler.from_json(ddim(linear(), 10).to_json())
+        >>> sampler.name, sampler.nfe
+        ('ddim', 10)
+        """
+        from ddpm_core.samplers.interchange import written
+
+        return written(self.name, self.levels, self.read, self.point, self.anchor)
+
+    @classmethod
+    def from_json(cls, text: str) -> Sampler:
+        """The sampler that `to_json` wrote; ValueError if the text is not that of one."""
+        from ddpm_core.samplers.interchange import parsed
+
+        return cls(*parsed(text))
+
     def unroll(self) -> Unrolled:
         """Each point as a combination of x_T, the denoiser's x_0 and the noises."""
         n = self.nfe

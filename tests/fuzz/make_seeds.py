@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from ddpm_core import linear, samplers
+
 SEEDS = Path(__file__).parent / "seeds"
 sys.path[:0] = [str(Path(__file__).parents[1])]
 
@@ -188,6 +190,8 @@ def seeds() -> Iterator[tuple[str, bytes]]:
     head = ",".join(targets.log.Row._fields)
     yield "log_csv", f"{head}\n10,0.5,0.1,0.2,0.3,nan,1.5,0.0002,12.5,3.1\n".encode()
     yield "fields", text({"a": 1, "b": [1, 2.5], "c": {"d": "e"}, "f": None, "g": True, "h": "a"})
+    for solver in (samplers.ddim, samplers.unipc_2):
+        yield "sampler_json", solver(linear(1000), 2).to_json().encode()
     for option in ("8x10", "100:200", "32,64,64", "0.1,0.2", "cat, 7,none", "#ff8000", "ddim"):
         yield "options", option.encode()
 

@@ -30,6 +30,7 @@ from ddpm_core.cli.datasets import Images, held_out, huggingface, read, read_fea
 from ddpm_core.cli.datasets.pictures import Reader
 from ddpm_core.cli.kept import Kept
 from ddpm_core.nn.network import UNetConfig, initialise, parameter_shapes
+from ddpm_core.samplers import Sampler
 from ddpm_core.schedules import linear
 from fuzz.shared import HERE, LONGEST, chunked, headed, parts, refused, summed, written, zipped
 
@@ -292,6 +293,15 @@ def log_csv(data: bytes) -> None:
     assert all(isinstance(row.step, int) for row in rows)
     for row in rows:
         log._line(row)
+
+
+@target
+def sampler_json(data: bytes) -> None:
+    names = ("sampler's JSON", "must be finite", "logsnr", "only the last level", "has shape")
+    with refused(ValueError, naming=names):
+        found = Sampler.from_json(data.decode(errors="replace"))
+        text = found.to_json()
+        assert Sampler.from_json(text).to_json() == text
 
 
 _TAKES: dict[str, Callable[[Any, str], Any]] = {
