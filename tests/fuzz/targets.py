@@ -26,7 +26,7 @@ from ddpm_core.checkpoints.diffusers import CONFIG, SCHEDULER, STEM, theirs_of
 from ddpm_core.checkpoints.fields import parse
 from ddpm_core.checkpoints.own import KEY, Checkpoint
 from ddpm_core.cli import average, drawing, log, networks, sample, toml
-from ddpm_core.cli.datasets import Images, held_out, huggingface, read, read_features, read_picture
+from ddpm_core.cli.datasets import held_out, read, read_features, read_picture
 from ddpm_core.cli.datasets.pictures import Reader
 from ddpm_core.cli.kept import Kept
 from ddpm_core.nn.network import UNetConfig, initialise, parameter_shapes
@@ -34,7 +34,6 @@ from ddpm_core.samplers import Sampler
 from ddpm_core.schedules import linear
 from fuzz.shared import HERE, LONGEST, chunked, headed, parts, refused, summed, written, zipped
 
-READER = Reader(None, "white", skip_bad=False)
 MOST = 1 << 20  #: numbers of a tensor: what a file of a few megabytes can hold
 
 UNET = UNetConfig(channels=1, out_channels=1, widths=(4, 8), blocks=1, attention=(1,), groups=4)
@@ -57,10 +56,10 @@ def target(run: Callable[[bytes], None]) -> Callable[[bytes], None]:
     return run
 
 
-def images_at(path: Path, take: Callable[[Path], Images] = read) -> None:
+def images_at(path: Path) -> None:
     """What `datasets.read` promises."""
     with refused(ValueError, OSError, naming=(path, "pictures can")):
-        found = take(path)
+        found = read(path)
         assert found.images.ndim == 4
         assert found.images.dtype == np.uint8
         assert len(found.images)
@@ -152,7 +151,7 @@ def huggingface_folder(data: bytes) -> None:
     written("hf/train/state.json", state)
     written("hf/train/dataset_info.json", info)
     written("hf/train/data-00000-of-00001.arrow", arrow)
-    images_at(HERE / "hf", lambda path: huggingface.read_saved(path, "train", READER))
+    images_at(HERE / "hf")
 
 
 @target
