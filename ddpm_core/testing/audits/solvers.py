@@ -170,6 +170,36 @@ def numbers(
     return compared(label, source, Sides(found, wanted, allowed, how), at)
 
 
+def process_laws(
+    scales: Callable[[Any], tuple[Any, Any]],
+    source: str,
+    t: Any,
+    wanted: tuple[Any, Any] | None = None,
+    sde: tuple[Any, Any] | None = None,
+    *,
+    allowed: float = 1e-9,
+) -> Iterable[Finding]:
+    """Of x_t = α x_0 + σ eps, and of an SDE dx = f x dt + g dw that has it.
+
+    scales: times -> α, σ
+    wanted: those of its paper, at t
+    sde: f and g² at t
+    """
+    at: Callable[[int], str] = lambda i: f"t = {t[i]:g}"
+    found = np.log(scales(t))
+    if wanted is not None:
+        for name, a, b in zip(("alpha", "sigma"), found, np.log(wanted), strict=True):
+            yield numbers(f"log {name} of q(x_t | x_0)", source, a, b, allowed, at)
+    if sde is not None:
+        h, (f, g2) = 1e-6, sde
+        rates = (np.log(scales(t + h)) - np.log(scales(t - h))) / (2 * h)
+        slack = np.abs(rates) * 1e-5 + allowed / h
+        law = "its SDE has that mean: f is the rate of log alpha"
+        yield numbers(law, source, f, rates[0], slack[0], at)
+        law = "its SDE has that variance: f + g² / 2σ² is the rate of log sigma"
+        yield numbers(law, source, f + g2 / 2 / np.exp(found[1]) ** 2, rates[1], slack[1], at)
+
+
 def fails_for(
     law: str, source: str, cases: Iterable[Any], wrong: Callable[[Any], str | None]
 ) -> Finding:
