@@ -50,6 +50,13 @@ LIBRARIES = {
         "guided_diffusion", "guided_diffusion", _checkout("openai/guided-diffusion")
     ),
     "dpm-solver": Library("dpm_solver", "dpm_solver_pytorch", _checkout("LuChengTHU/dpm-solver")),
+    "physicsnemo": Library(
+        "physicsnemo",
+        "physicsnemo",
+        "pip install nvidia-physicsnemo",
+        "nvidia-physicsnemo",
+    ),
+    "edm": Library("edm", "dnnlib", _checkout("NVlabs/edm")),
     "score-sde": Library("score_sde", "sde_lib", _checkout("yang-song/score_sde_pytorch")),
 }
 

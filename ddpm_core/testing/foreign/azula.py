@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
+from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from ddpm_core.levels import Level
-from ddpm_core.samplers.unrolled import Unrolled, from_loop
-from ddpm_core.testing.foreign.torch_loops import (
-    as_array,
-    as_tensor,
-    import_torch,
-    level_of_ratio,
-    noise_from,
-)
+from ddpm_core.samplers.unrolled import Unrolled
+from ddpm_core.testing.foreign.torch_loops import import_torch, level_of_ratio, timed
 
 
 def levels(schedule: Any, times: Any) -> Level:
@@ -41,20 +36,11 @@ def unrolled(sampler: Any) -> Unrolled:
     made.silent, made.dtype, made.device = True, torch.float64, None
     end = float(made.timesteps[-1])
 
-    def run(network: Any, x: Any, draw: Any) -> Any:
+    def loop(network: Any, x: Any) -> Any:
         made.denoiser = _Denoiser(schedule, network)
-        with noise_from(draw):
-            return made(x)
+        return made(x)
 
-    def level_of(time: Any) -> Level:
-        return levels(schedule, float(time))
-
-    def scale(t: Level) -> Any:
-        return np.hypot(*_scales(schedule, t.time))
-
-    return from_loop(
-        run, level_of, level_of(end), scale=scale, asarray=as_tensor, to_numpy=as_array
-    )
+    return timed(loop, partial(_scales, schedule), end)
 
 
 class _Denoiser:

@@ -11,6 +11,8 @@ from unittest.mock import patch
 import numpy as np
 
 from ddpm_core.levels import Level, from_logsnr
+from ddpm_core.parameterisations import Parameterisation, x0
+from ddpm_core.samplers.unrolled import Unrolled, from_loop
 from ddpm_core.typing import Array
 
 
@@ -52,6 +54,38 @@ def along_a_path(draw: Callable[[], Any]) -> Callable[[Any, Any], Any]:
         return (at_b - at_a) / np.sqrt(a - b)
 
     return noise
+
+
+def timed(
+    loop: Callable[[Callable[..., Any], Any], Any],
+    scales: Callable[[float], tuple[float, float]],
+    end: float,
+    predicts: Parameterisation = x0,
+) -> Unrolled:
+    """What a loop (network, x) -> x computes, of a process x = α x_0 + σ eps in a time of its own.
+
+    loop: calls network(x, t) -> y; t is a number or an array of one
+    scales: time -> α, σ
+    end: the time where it ends
+
+    ValueError for what `from_loop` refuses.
+    """
+
+    def level_of(time: Any) -> Level:
+        t = float(import_torch().as_tensor(time).reshape(-1)[0])
+        alpha, sigma = scales(t)
+        return level_of_ratio(sigma / alpha, t)
+
+    def run(network: Any, x: Any, draw: Any) -> Any:
+        with noise_from(draw), import_torch().no_grad():
+            return loop(network, x)
+
+    def scale(t: Level) -> Any:
+        return np.hypot(*scales(float(t.time)))
+
+    return from_loop(
+        run, level_of, level_of(end), predicts, scale=scale, asarray=as_tensor, to_numpy=as_array
+    )
 
 
 @contextmanager
