@@ -50,6 +50,7 @@ LIBRARIES = {
         "guided_diffusion", "guided_diffusion", _checkout("openai/guided-diffusion")
     ),
     "dpm-solver": Library("dpm_solver", "dpm_solver_pytorch", _checkout("LuChengTHU/dpm-solver")),
+    "deepinv": _on_pypi("deepinv"),
     "physicsnemo": Library(
         "physicsnemo",
         "physicsnemo",

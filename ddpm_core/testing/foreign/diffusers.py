@@ -16,7 +16,7 @@ from ddpm_core.levels import Level
 from ddpm_core.parameterisations import Pair, Parameterisation, edm, eps, flow, v, x0
 from ddpm_core.samplers.unrolled import Unrolled, from_step
 from ddpm_core.schedules import Flow
-from ddpm_core.testing.foreign.torch_loops import along_a_path, level_of_ratio
+from ddpm_core.testing.foreign.torch_loops import Wide, along_a_path, level_of_ratio
 from ddpm_core.typing import Array
 
 _PREDICTS: dict[str, Parameterisation] = {"epsilon": eps, "sample": x0, "v_prediction": v}
@@ -150,16 +150,6 @@ def _ratio(made: Any, i: int, seen: float) -> float:
     return float(((1 - abar[index]) / abar[index]) ** 0.5)
 
 
-class _Wide:
-    """A library whose float32 is float64."""
-
-    def __init__(self, library: Any) -> None:
-        self._library = library
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._library, "float64" if name == "float32" else name)
-
-
 @contextmanager
 def _in_float64(kind: Any) -> Generator[tuple[Any, list[Any]]]:
     """torch, and a list from which the scheduler takes its noise."""
@@ -172,7 +162,7 @@ def _in_float64(kind: Any) -> Generator[tuple[Any, list[Any]]]:
     def drawn(*_: Any, **__: Any) -> Any:
         return draws.pop()
 
-    wide: dict[str, Any] = {"torch": _Wide(torch), "np": _Wide(np), "randn_tensor": drawn}
+    wide: dict[str, Any] = {"torch": Wide(torch), "np": Wide(np), "randn_tensor": drawn}
     bases = {base.__module__ for base in kind.__mro__}
     dtype = torch.get_default_dtype()
     with ExitStack() as stack, warnings.catch_warnings():

@@ -72,7 +72,7 @@ def timed(
     """
 
     def level_of(time: Any) -> Level:
-        t = float(import_torch().as_tensor(time).reshape(-1)[0])
+        t = float(np.asarray(time).reshape(-1)[0])
         alpha, sigma = scales(t)
         return level_of_ratio(sigma / alpha, t)
 
@@ -86,6 +86,16 @@ def timed(
     return from_loop(
         run, level_of, level_of(end), predicts, scale=scale, asarray=as_tensor, to_numpy=as_array
     )
+
+
+class Wide:
+    """A library whose float32 is float64."""
+
+    def __init__(self, library: Any) -> None:
+        self._library = library
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._library, "float64" if name == "float32" else name)
 
 
 @contextmanager
