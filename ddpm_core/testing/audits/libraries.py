@@ -51,6 +51,7 @@ LIBRARIES = {
     ),
     "dpm-solver": Library("dpm_solver", "dpm_solver_pytorch", _checkout("LuChengTHU/dpm-solver")),
     "deepinv": _on_pypi("deepinv"),
+    "torchebm": _on_pypi("torchebm"),
     "physicsnemo": Library(
         "physicsnemo",
         "physicsnemo",
