@@ -61,7 +61,9 @@ def library(monkeypatch):
     ]
     monkeypatch.setitem(sys.modules, data.__name__, data)
     monkeypatch.setitem(
-        libraries.LIBRARIES, "toy", Library("toy_of_tests", "toy_of_tests", "pip install toy")
+        libraries.LIBRARIES,
+        "toy",
+        Library("toy_of_tests", "toy_of_tests", "pip install toy", needs="numpy"),
     )
 
 
@@ -100,6 +102,22 @@ def test_what_a_solver_is_not():
     assert more.failure == "17 network calls and not 9"
 
 
+@pytest.mark.parametrize("wrong", ["", "alpha", "sigma", "f", "g2"])
+def test_processes(wrong):
+    """A VP SDE obeys; one of its numbers, a thousandth too large, breaks each law that has it."""
+    t, vp = np.linspace(0.1, 0.9, 9), ddpm.VP()
+    rate = 0.1 + 19.9 * t
+    off = dict.fromkeys(("alpha", "sigma", "f", "g2"), 1.0) | {wrong: 1.001}
+    wanted = (vp(t).alpha * off["alpha"], vp(t).sigma * off["sigma"])
+    sde = (-rate / 2 * off["f"], rate * off["g2"])
+    laws = solvers.process_laws(lambda t: vp(t)[2:], "", t, wanted, sde)
+    broken = [f.law.partition(" of ")[0].partition(":")[0] for f in laws if f.failure]
+    mean, var = "its SDE has that mean", "its SDE has that variance"
+    assert broken == {
+        "": [], "alpha": ["log alpha"], "sigma": ["log sigma"], "f": [mean, var], "g2": [var]
+    }[wrong]  # fmt: skip
+
+
 def test_cases_that_fail():
     wrong = lambda n: "odd" if n % 2 else None
     finding = solvers.fails_for("even", "", range(8), wrong)
@@ -122,6 +140,16 @@ def test_page(library):
     assert row in pages.names([audit("toy")])
 
 
+def test_page_lists_what_is_right(library):
+    """One row for what begins alike, and none of a solver, which has its own table."""
+    lines = audit("toy").lines
+    right = ("Schedule, linear", "Schedule, cosine, its noise", "Process")
+    lines = [line._replace(label=label) for line in lines[-2:-1] for label in right]
+    lines = tuple(line._replace(finding=line.finding._replace(failure="")) for line in lines)
+    text = pages.page(found.Audit("toy", "", lines, {}))
+    assert "\nRight:\n\n- Schedule: linear; cosine, its noise\n- Process\n" in text
+
+
 def test_command(library, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     data, page = tmp_path / "found.json", tmp_path / "found.md"
@@ -141,12 +169,17 @@ def test_command(library, tmp_path, capsys, monkeypatch):
     ("name", "message"),
     [
         ("tensor-flow", "no library 'tensor-flow' to audit; there are diffusers, k-diffusion"),
-        ("absent", "absent is not installed: pip install absent"),
+        (
+            "absent",
+            "absent and gone_of_tests are not installed: pip install absent, and pip install "
+            "gone_of_tests",
+        ),
     ],
 )
 def test_libraries_that_are_not_there(name, message, capsys, monkeypatch):
     """One line on stderr, exit status 2."""
-    monkeypatch.setitem(LIBRARIES, "absent", libraries._on_pypi("absent", "absent_of_tests"))
+    absent = Library("absent", "absent_of_tests", "pip install absent", needs="gone_of_tests")
+    monkeypatch.setitem(LIBRARIES, "absent", absent)
     monkeypatch.setattr(sys, "argv", ["ddpm-core", "audit", name])
     with pytest.raises(SystemExit) as stop:
         main()

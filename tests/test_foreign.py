@@ -11,8 +11,8 @@ import pytest
 
 import ddpm_core as ddpm
 from ddpm_core import samplers
-from ddpm_core.schedules import EDM
-from ddpm_core.testing.foreign import azula, betas, kdiffusion, openai
+from ddpm_core.schedules import EDM, Flow
+from ddpm_core.testing.foreign import azula, betas, kdiffusion, openai, torch_loops
 
 torch = pytest.importorskip("torch")
 
@@ -221,3 +221,25 @@ def test_betas():
     wanted = ddpm.ddim(ddpm.from_betas(BETAS), 3, times=[20, 12, 5, 0]).unroll()
     check(u, wanted)
     assert isinstance(u, samplers.Unrolled)
+
+
+# A process in a time of its own. -----------------------------------------------------------------
+
+
+def test_timed():
+    """Euler's step on a straight path is DDIM's, of whatever time; and from t = 0.9 to data."""
+    times = np.linspace(0.9, 0.0, 8)
+
+    def loop(network, x):
+        for t, s in pairwise(times):
+            x = x + (s - t) * (x - network(x, t)) / t
+        return x
+
+    found = torch_loops.timed(loop, lambda t: (1 - t, t), 0.0)
+    np.testing.assert_allclose(found.levels.time, times)
+    check(found, samplers.ddim(Flow(), 7, times=times).unroll())
+
+
+def test_wide():
+    assert torch_loops.Wide(torch).float32 is torch.float64
+    assert torch_loops.Wide(torch).float16 is torch.float16

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -318,3 +320,24 @@ def _tables(ddpm: Any, kinds: list[Any], at: Callable[[str], Any]) -> Iterable[S
         return [Finding(law, "Saharia et al. 2022, section 2.3", 1, failure=failure)]
 
     yield Subject("thresholding=True", threshold, {"": "thresholding"})
+
+    def undone(steps: int) -> list[Finding]:
+        """Of x = 1 and no noise: what a jump of one step makes of the level that it starts from."""
+        made = at("RePaintScheduler")()
+        made.set_timesteps(steps, 1, 1)
+        n, abar = 1000 // steps, torch.cat([torch.ones(1), made.alphas_cumprod]).double()
+        times, one = [int(t) for t in made.timesteps[:-1]], torch.ones(1, 1)
+        module = sys.modules[type(made).__module__]
+
+        def nothing(*_: Any, **__: Any) -> Any:
+            return torch.zeros(1, 1)
+
+        with patch.object(module, "randn_tensor", nothing):
+            found = [float(made.undo_step(one, t)) for t in times]
+        wanted = [float((abar[t + 1] / abar[t + 1 - n]).sqrt()) for t in times]
+        return [numbers("undo_step goes from the level of t - T / S to that of t",
+                        "Lugmayr et al. 2022, Algorithm 1, line 10", found, wanted, 1e-5,
+                        lambda i: f"timestep {times[i]}, the share of x that is kept")]  # fmt: skip
+
+    for steps in (1000, 250, 50):
+        yield Subject(f"RePaint.undo_step, {steps} steps", partial(undone, steps), {"": "undo"})

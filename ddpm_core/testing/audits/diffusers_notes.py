@@ -100,6 +100,15 @@ NOTES = {
         "`s_churn=0`, the default",
         report="diffusers-churn",
     ),
+    "undo": Note(
+        "defect",
+        "`RePaintScheduler.undo_step` adds the noise of other steps",
+        "The pipeline calls it where x is at the level before t, and it multiplies by "
+        "β_t .. β_(t + T/S - 1). From the level before t to that of t it is β_(t - T/S + 1) .. "
+        "β_t. With as many steps as training timesteps it is right.",
+        "`num_inference_steps=1000`, or `jump_n_sample=1`, which never goes back",
+        report="diffusers-undo-step",
+    ),
     "half-precision": Note(
         "defect",
         "`add_noise` and `get_velocity` lose the noise of clean timesteps in half precision",

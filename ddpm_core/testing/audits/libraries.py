@@ -18,12 +18,13 @@ from ddpm_core.testing.audits.found import Audit, examined
 
 @dataclass(frozen=True)
 class Library:
-    """A library: where its data is here, what it is imported as, and how one gets it."""
+    """A library: its data here, what it is imported as, how one gets it, and what else it needs."""
 
     module: str
     imports: str
     get: str
     package: str = ""
+    needs: str = "torch"
 
 
 def _on_pypi(name: str, imports: str = "") -> Library:
@@ -51,6 +52,8 @@ LIBRARIES = {
     ),
     "dpm-solver": Library("dpm_solver", "dpm_solver_pytorch", _checkout("LuChengTHU/dpm-solver")),
     "deepinv": _on_pypi("deepinv"),
+    "sbi": _on_pypi("sbi"),
+    "bayesflow": _on_pypi("bayesflow"),
     "torchebm": _on_pypi("torchebm"),
     "physicsnemo": Library(
         "physicsnemo",
@@ -59,6 +62,12 @@ LIBRARIES = {
         "nvidia-physicsnemo",
     ),
     "edm": Library("edm", "dnnlib", _checkout("NVlabs/edm")),
+    "hackable-diffusion": Library(
+        "hackable_diffusion",
+        "hackable_diffusion",
+        _checkout("google/hackable_diffusion"),
+        needs="jax",
+    ),
     "score-sde": Library("score_sde", "sde_lib", _checkout("yang-song/score_sde_pytorch")),
 }
 
@@ -82,8 +91,15 @@ def audit(
     paths = [path.resolve() for path in paths]
     sys.path[:0] = map(str, paths)
     try:
-        if find_spec(library.imports) is None:
-            raise ImportError(f"{name} is not installed: {library.get}")
+        ways = {name: library.get, library.needs: f"pip install {library.needs}"}
+        there = (find_spec(library.imports), find_spec(library.needs))
+        missing = [each for each, spec in zip(ways, there, strict=True) if spec is None]
+        if missing:
+            verb, how = (
+                "are" if missing[1:] else "is",
+                ", and ".join(map(ways.__getitem__, missing)),
+            )
+            raise ImportError(f"{' and '.join(missing)} {verb} not installed: {how}")
         data = importlib.import_module(f"ddpm_core.testing.audits.{library.module}")
         with warnings.catch_warnings(), contextlib.redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")  # of the library, of its own options

@@ -68,7 +68,10 @@ def _right(audit: Audit) -> str:
         f"| {label} | {_code(each[0].ours)} | {_difference_of(each)} | {_order_of(each)} |"
         for label, each in solvers.items()
     )
-    others = ", ".join(label for label in right if label not in solvers)
+    others = "\n".join(
+        f"- {_joined(label, ends)}"
+        for label, ends in _by_first([label for label in right if label not in solvers]).items()
+    )
     parts = ["### What is right"]
     if rows:
         parts.append(
@@ -76,8 +79,22 @@ def _right(audit: Audit) -> str:
             f"|---|---|---|---|\n{rows}"
         )
     if others:
-        parts.append(_wrapped(f"{'Also right' if rows else 'Right'}: {others}."))
+        parts += ["Also right:" if rows else "Right:", others]
     return "\n\n".join(parts)
+
+
+def _by_first(labels: list[str]) -> dict[str, list[str]]:
+    """What stands before the first comma -> what stands after it."""
+    found: dict[str, list[str]] = {}
+    for label in labels:
+        first, _, rest = label.partition(", ")
+        found.setdefault(first, []).append(rest)
+    return found
+
+
+def _joined(first: str, ends: list[str]) -> str:
+    said = "; ".join(end or "as it is" for end in ends)
+    return first if said == "as it is" else f"{first}: {said}"
 
 
 def _code(name: str) -> str:
