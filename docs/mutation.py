@@ -40,13 +40,13 @@ WARM = ("numpy", "scipy.linalg", "hypothesis", "array_api_strict", "array_api_ex
 RESULTS = ROOT / "build" / "mutants"
 #: Folders of the modules on the page.
 CORE = ("ddpm_core", "schedules", "samplers", "likelihood", "certificates")
-SOLVERS = ("solver_papers", "solver_tables", "samplers", "order_conditions", "golden", "peers")
+SOLVERS = ("order_conditions", "solver_papers", "solver_tables", "samplers")
 #: The tests of a module beside its doctests; by default test_NAME.py.
 TESTS: dict[str, tuple[str, ...]] = {
     "arrays": ("arrays", "levels", "execution", "arguments"),
     "levels": ("levels", "times", "schedules"),
     "grids": ("grids", "schedules"),
-    "gaussians": ("gaussians", "process"),
+    "gaussians": ("gaussians", "decoder", "process"),
     "process": ("process", "laws"),
     "parameterisations": ("parameterisations", "coordinates", "losses"),
     "denoisers": ("denoisers", "coordinates", "guidance"),
@@ -68,7 +68,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "samplers/unrolled": ("unrolled", "laws", "affine_laws", "arguments"),
     "samplers/tables": ("samplers", "solver_tables", "unrolled", "step_log_prob", "arguments"),
     "samplers/run": ("samplers", "execution", "arguments"),
-    "samplers/multistep": ("order_conditions", *SOLVERS),
+    "samplers/multistep": SOLVERS,
     "samplers/first_order": SOLVERS,
     "samplers/adams": SOLVERS,
     "samplers/dpm_solver": SOLVERS,
@@ -221,31 +221,25 @@ def _changes(node: Any) -> list[Callable[[], ast.AST]]:
 # Running them
 
 
-def exchange(path: Path, before: ast.Module, after: ast.Module) -> bool:
-    """Gives every function of a module that differs its new code. Whether that was possible."""
+Code = types.CodeType
 
-    def codes(code: types.CodeType) -> Iterator[types.CodeType]:
-        yield code
-        for value in code.co_consts:
-            if isinstance(value, types.CodeType):
-                yield from codes(value)
 
+def codes(code: Code) -> Iterator[Code]:
+    """A code and all that are inside it."""
+    yield code
+    for value in code.co_consts:
+        if isinstance(value, Code):
+            yield from codes(value)
+
+
+def exchanges(path: Path, before: ast.Module, after: ast.Module) -> dict[Code, Code]:
+    """The codes of a module that differ, old and new. None where a function could not take its."""
     old, new = (list(codes(compile(tree, str(path), "exec"))) for tree in (before, after))
-    if len(old) != len(new):
-        return False
-    changed = {a: b for a, b in zip(old, new, strict=True) if a != b}
-    if any(old.count(a) > 1 or a.co_freevars != b.co_freevars for a, b in changed.items()):
-        return False
-    found = [
-        each
-        for each in gc.get_objects()
-        if isinstance(each, types.FunctionType)
-        and each.__code__.co_filename == str(path)
-        and each.__code__ in changed
-    ]
-    for function in found:
-        function.__code__ = changed[function.__code__]
-    return bool(found)
+    changed = {a: b for a, b in zip(old, new, strict=False) if a != b}
+    possible = len(old) == len(new) and all(
+        old.count(a) == 1 and a.co_freevars == b.co_freevars for a, b in changed.items()
+    )
+    return changed if possible else {}
 
 
 class Changed(importlib.machinery.SourceFileLoader):
@@ -336,10 +330,16 @@ class Measured:
 
     def pytest_runtestloop(self, session: Any) -> bool:
         tree = ast.parse(self.source)
+        functions = [
+            each
+            for each in gc.get_objects()
+            if isinstance(each, types.FunctionType) and each.__code__.co_filename == str(self.path)
+        ]
+        gc.freeze()
 
-        def run(mutant: Mutant | None = None) -> int:
-            if mutant and not exchange(self.path, tree, mutant.of(self.source)):
-                return 0
+        def run(changed: dict[Code, Code] | None = None) -> int:
+            for function in functions:
+                function.__code__ = (changed or {}).get(function.__code__, function.__code__)
             for item, after in zip(session.items, [*session.items[1:], None], strict=True):
                 session.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 if session.testsfailed:
@@ -347,10 +347,13 @@ class Measured:
             return 0
 
         took = unchanged(run, self.name)
+        known = {function.__code__ for function in functions}
         for mutant in self.left():
-            fate = forked(lambda m=mutant: run(m), 10 + 5 * took)
-            if fate != "survived":
-                self.tell(mutant, fate)
+            changed = exchanges(self.path, tree, mutant.of(self.source))
+            if known & changed.keys():
+                fate = forked(lambda c=changed: run(c), 10 + 5 * took)
+                if fate != "survived":
+                    self.tell(mutant, fate)
         return True
 
     def run(self) -> None:
@@ -466,6 +469,7 @@ def main() -> None:
     for name in WARM:
         if importlib.util.find_spec(name.partition(".")[0]):
             importlib.import_module(name)
+    gc.freeze()  # a collection in a fork would copy all memory
     for name in options.modules or core():
         Measured(name, options.line).run()
     if not options.modules:

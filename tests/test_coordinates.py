@@ -93,7 +93,7 @@ def F(x_in, c_noise):
 PREDICTORS = {
     "flow": ddpm.Predictor(velocity, Flow(), ddpm.flow, coordinates=straight(1000)),
     "D": ddpm.Predictor(D, EDM(), ddpm.x0, coordinates=unscaled()),
-    "F": ddpm.Predictor(F, EDM(), edm(0.5), coordinates=preconditioned(0.5)),
+    "F": ddpm.Predictor(F, EDM(), edm(), coordinates=preconditioned()),
 }
 each = pytest.mark.parametrize("name", PREDICTORS)
 

@@ -154,6 +154,11 @@ def test_uniform_until_each_time_has_its_losses(history, uniform):
     np.testing.assert_allclose(probabilities(state, uniform), expected, rtol=64 * EPS)
 
 
+def test_ten_losses_are_kept():
+    """The last 10 losses of each time (Nichol & Dhariwal 2021, section 3.3)."""
+    assert schedules.no_losses(3).values.shape == (3, 10)
+
+
 def test_no_loss_at_all():
     """Losses that are all 0 say nothing of where to look: every time is as likely."""
     state = schedules.recorded(schedules.no_losses(3, 1), [1, 2, 3], [0.0, 0.0, 0.0])

@@ -80,7 +80,8 @@ def test_hybrid(grads, predicts, where, bins):
     rng = np.random.default_rng(0)
     x_0 = grads.asarray(2 * rng.integers(0, 256, (5, 2, 3)) / 255 - 1)
     eps = grads.asarray(rng.standard_normal((5, 2, 3)))
-    raw, lam = rng.standard_normal((5, 4, 3)), 0.37
+    raw = rng.standard_normal((5, 4, 3))
+    lam, options = (1e-3, {}) if bins else (0.37, {"lam": 0.37, "bins": None})
     t = LINEAR(grads.asarray(TIMES) if where == "device" else TIMES)
     s = LINEAR(grads.asarray(TIMES - 1) if where == "device" else TIMES - 1)
 
@@ -89,7 +90,7 @@ def test_hybrid(grads, predicts, where, bins):
         return lam * 1000 * losses.bound(kernel, x_0, eps, t, s, bins=bins) / (6 * math.log(2))
 
     simple = lambda raw: ddpm.loss(predictor(raw, predicts), x_0, eps, t)
-    hybrid = lambda raw: ddpm.hybrid(predictor(raw, predicts), x_0, eps, t, lam=lam, bins=bins)
+    hybrid = lambda raw: ddpm.hybrid(predictor(raw, predicts), x_0, eps, t, **options)
     both, on_both = grads.gradient(hybrid, raw)
     first, on_first = grads.gradient(simple, raw)
     second, on_second = grads.gradient(term, raw)

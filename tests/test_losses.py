@@ -181,6 +181,13 @@ def test_conditions_reach_the_network():
     assert all(one is y for one in seen)
 
 
+def test_constants_of_the_weights():
+    """γ = 5 (Hang et al. 2023, section 4.1); γ = k = 1 (Choi et al. 2022, section 4)."""
+    t = from_logsnr(np.log([3.0, 4.0, 6.0]), 0.5)
+    np.testing.assert_allclose(ddpm.min_snr()(t), [3, 4, 5], rtol=8 * EPS)
+    np.testing.assert_allclose(losses.p2()(t), [3 / 4, 4 / 5, 6 / 7], rtol=8 * EPS)
+
+
 def test_weights_refuse():
     """A γ or k that makes no weight is an error with its value."""
     with pytest.raises(ValueError, match="gamma must be positive, but is 0"):

@@ -108,6 +108,12 @@ def test_terminal_snr_of_lin_et_al(make, snr, alpha):
     assert math.isclose(t.alpha, alpha, rel_tol=max(rtol, 1e-4) if make is not cosine else rtol)
 
 
+@pytest.mark.parametrize("make", NAMED)
+def test_named_schedules_have_a_thousand_steps(make):
+    """T is 1000, as in Ho et al. 2020, section 4, unless it is given."""
+    assert make().T == 1000
+
+
 def test_linear_is_of_ho_et_al():
     """β from 1e-4 to 0.02 in equal steps (Ho et al. 2020, section 4)."""
     wanted = [Fraction(1, 10**4) + Fraction(199, 10**4) * i / 999 for i in range(1000)]
@@ -156,7 +162,8 @@ def test_alphabar_sigmoid_is_of_chen(T, shape):
     sigmoid = lambda x: 1 / (1 + np.exp(-np.asarray(x) / width))
     u = np.arange(1, T + 1) / T * (end - start) + start
     wanted = (sigmoid(end) - sigmoid(u)) / (sigmoid(end) - sigmoid(start))
-    schedule = alphabar_sigmoid(T, start=start, end=end, width=width)
+    options = {"start": start, "end": end, "width": width} if shape != (-3, 3, 1.0) else {}
+    schedule = alphabar_sigmoid(T, **options)
     got = schedule(np.arange(1, T + 1)).alpha ** 2
     # The paper's form subtracts numbers near 1, and divides by their range, 0.4 at least.
     np.testing.assert_allclose(got, np.maximum(wanted, 1e-9), rtol=40 * EPS, atol=10 * EPS)
@@ -241,6 +248,11 @@ def test_vp_is_the_limit_of_linear():
         errors.append(np.abs(np.log(discrete.alpha / limit.alpha)))
     ratios = np.asarray(errors[:-1]) / np.asarray(errors[1:])
     np.testing.assert_allclose(ratios, 2, rtol=0.02)  # 2 + O(1 / T)
+
+
+def test_edm_is_of_karras_et_al():
+    """σ_min = 0.002 and σ_max = 80 (Karras et al. 2022, Table 1)."""
+    assert EDM() == EDM(0.002, 80.0)
 
 
 @given(st.floats(0, 1), st.floats(4, 15), st.floats(-15, -4))

@@ -131,9 +131,8 @@ def test_last_term_on_grey_values(log_sd, seed, bins):
     x_0 = 2 * rng.integers(0, bins, (3, 4)) * h - 1
     said = x_0 + sd * rng.uniform(-2, 2, x_0.shape)
     t, s = LINEAR(1), LINEAR(0)
-    actual = losses.bound(
-        ddpm.reverse(lambda x_t, t: said), x_0, 0 * x_0, t, s, bins=bins, decoder_var=sd**2
-    )
+    options = {"decoder_var": sd**2} | ({} if bins == 256 else {"bins": bins})
+    actual = losses.bound(ddpm.reverse(lambda x_t, t: said), x_0, 0 * x_0, t, s, **options)
     above, below = ((x_0 + d - said) / sd for d in (h, -h))
     above[x_0 > 1 - h], below[x_0 < h - 1] = np.inf, -np.inf
     flip = above + below > 0
