@@ -51,7 +51,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "parameterisations": ("parameterisations", "coordinates", "losses"),
     "denoisers": ("denoisers", "coordinates", "guidance"),
     "guidance": ("guidance", "guidance_laws", "arguments"),
-    "kernels": ("kernels", "variances", "process", "step_log_prob"),
+    "kernels": ("kernels", "variances", "vlb"),
     "losses": ("losses", "vlb", "hybrid"),
     "noise": ("noise", "golden"),
     "measurements": ("measurements", "inverse", "given", "arguments"),
@@ -233,13 +233,13 @@ def codes(code: Code) -> Iterator[Code]:
 
 
 def exchanges(path: Path, before: ast.Module, after: ast.Module) -> dict[Code, Code]:
-    """The codes of a module that differ, old and new. None where a function could not take its."""
+    """The new code of each old one; empty where some function could not take it."""
     old, new = (list(codes(compile(tree, str(path), "exec"))) for tree in (before, after))
-    changed = {a: b for a, b in zip(old, new, strict=False) if a != b}
     possible = len(old) == len(new) and all(
-        old.count(a) == 1 and a.co_freevars == b.co_freevars for a, b in changed.items()
+        a == b or (old.count(a) == 1 and a.co_freevars == b.co_freevars)
+        for a, b in zip(old, new, strict=True)
     )
-    return changed if possible else {}
+    return dict(zip(old, new, strict=True)) if possible else {}
 
 
 class Changed(importlib.machinery.SourceFileLoader):
@@ -296,7 +296,18 @@ def unchanged(work: Callable[[], int], name: str) -> float:
     return now.children_user + now.children_system - began.children_user - began.children_system
 
 
-class Measured:
+class Plain:
+    """A plugin of pytest: hypothesis does not make a failure simpler."""
+
+    def pytest_sessionstart(self) -> None:
+        from hypothesis import Phase, settings
+
+        phases = (Phase.explicit, Phase.generate)
+        settings.register_profile("plain", settings(), phases=phases, report_multiple_bugs=False)
+        settings.load_profile("plain")
+
+
+class Measured(Plain):
     """The mutants of a module (of one line, if that is given), and what became of each.
 
     It is the plugin of pytest that runs the collected tests in a fork for each mutant.
@@ -306,53 +317,56 @@ class Measured:
         self.name, self.path = name, ROOT / "ddpm_core" / f"{name}.py"
         self.module = f"ddpm_core.{name.replace('/', '.')}"
         self.source = self.path.read_text()
+        self.tree = ast.parse(self.source)
         self.mutants = [m for m in mutants(self.source) if line in (None, m.line)]
         self.results = RESULTS / f"{self.module}.json" if line is None else None
+        self.reasons: dict[str, str] = told().get(name, {})
         self.fates: dict[str, str] = {}
         if self.results and self.results.exists():
             kept = json.loads(self.results.read_text())
-            self.fates = {m.key: kept[m.key] for m in self.mutants if m.key in kept}
-        self.reasons: dict[str, str] = told().get(name, {})
+            known = {key for key, fate in kept.items() if fate != "survived" or key in self.reasons}
+            self.fates = {m.key: kept[m.key] for m in self.mutants if m.key in known}
+        self.called: set[Code] = set()  #: before the first test ran
 
     def left(self) -> list[Mutant]:
-        """Those that are neither killed nor, having survived, explained."""
-
-        def open(m: Mutant) -> bool:
-            fate = self.fates.get(m.key)
-            return fate is None or (fate == "survived" and m.key not in self.reasons)
-
-        return [m for m in self.mutants if open(m)]
+        return [m for m in self.mutants if m.key not in self.fates]
 
     def tell(self, mutant: Mutant, fate: str) -> None:
         self.fates[mutant.key] = fate
         if self.results:
             self.results.write_text(json.dumps(self.fates, indent=1))
 
+    def see(self, frame: types.FrameType, event: str, _: Any) -> None:
+        if event == "call" and frame.f_code.co_filename == str(self.path):
+            self.called.add(frame.f_code)
+
     def pytest_runtestloop(self, session: Any) -> bool:
-        tree = ast.parse(self.source)
+        sys.setprofile(None)
         functions = [
             each
             for each in gc.get_objects()
-            if isinstance(each, types.FunctionType) and each.__code__.co_filename == str(self.path)
+            if type(each) is types.FunctionType and each.__code__.co_filename == str(self.path)
         ]
         gc.freeze()
 
-        def run(changed: dict[Code, Code] | None = None) -> int:
+        def run(new: dict[Code, Code]) -> int:
             for function in functions:
-                function.__code__ = (changed or {}).get(function.__code__, function.__code__)
+                function.__code__ = new[function.__code__]
             for item, after in zip(session.items, [*session.items[1:], None], strict=True):
                 session.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 if session.testsfailed:
                     return 1
             return 0
 
-        took = unchanged(run, self.name)
-        known = {function.__code__ for function in functions}
+        same = exchanges(self.path, self.tree, self.tree)
+        took = unchanged(lambda: run(same), self.name)
         for mutant in self.left():
-            changed = exchanges(self.path, tree, mutant.of(self.source))
-            if known & changed.keys():
-                fate = forked(lambda c=changed: run(c), 10 + 5 * took)
-                if fate != "survived":
+            new = exchanges(self.path, self.tree, mutant.of(self.source))
+            changed = {old for old, each in new.items() if old != each}
+            if any(function.__code__ in changed for function in functions):
+                fate = forked(lambda new=new: run(new), 10 + 5 * took)
+                inner = {code for code in changed if not changed.intersection(code.co_consts)}
+                if fate != "survived" or not self.called & inner:
                     self.tell(mutant, fate)
         return True
 
@@ -366,21 +380,24 @@ class Measured:
         if self.results and self.left():
             pid = os.fork()
             if pid == 0:
+                sys.setprofile(self.see)
                 os._exit(int(pytest.main(told, [self])))
             if os.waitpid(pid, 0)[1]:
                 raise SystemExit(f"the tests of {self.name} could not be run")
             self.fates = json.loads(self.results.read_text()) if self.results.exists() else {}
 
-        def anew(mutant: Mutant | None = None) -> int:
-            if mutant:
-                import_changed(self.module, self.path, mutant.of(self.source))
-            return int(pytest.main(told))
+        def anew(tree: ast.Module) -> int:
+            import_changed(self.module, self.path, tree)
+            return int(pytest.main(told, [Plain()]))
 
         left = self.left()
-        took = unchanged(anew, self.name) if left else 0
+        took = unchanged(lambda: anew(self.tree), self.name) if left else 0
         for mutant in left:
-            self.tell(mutant, forked(lambda m=mutant: anew(m), 10 + 5 * took))
-            print(f"{self.name}:{mutant.line} {mutant.key}: {self.fates[mutant.key]}", flush=True)
+            fate = forked(lambda m=mutant: anew(m.of(self.source)), 10 + 5 * took)
+            self.tell(mutant, fate)
+        for mutant in self.mutants:
+            if self.results is None or self.fates[mutant.key] == "survived":
+                print(f"{self.name}:{mutant.line} {mutant.key}: {self.fates[mutant.key]}")
         killed = sum(fate != "survived" for fate in self.fates.values())
         print(f"{self.name}: {killed} of {len(self.mutants)} killed", flush=True)
 
