@@ -5,9 +5,10 @@ a return, a default. It is killed if a test fails, or takes far too long. What b
 in build/mutants; survivors that are the same function are explained in mutation.toml. Without
 modules, those of the whole core are run, and mutation.md is written.
 
-A mutant first runs in a fork of a process that has collected the module's tests, with the code of
-one function exchanged. What survives that, or is not in a function, runs in a fork that has imported
-NumPy, SciPy and torch alone.
+A mutant of a function first runs in a fork of a process that has collected the module's tests, with
+the code of that function exchanged, and only those tests that call it. What is not in a function, or
+survives that and was called while tests were collected, runs in a fork that has imported NumPy, SciPy
+and torch alone.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import os
 import resource
 import signal
 import sys
+import tempfile
 import tomllib
 import types
 from collections.abc import Callable, Iterator
@@ -348,26 +350,40 @@ class Measured(Plain):
             if type(each) is types.FunctionType and each.__code__.co_filename == str(self.path)
         ]
         gc.freeze()
+        same = exchanges(self.path, self.tree, self.tree)
+        numbers = {code: i for i, code in enumerate(same)}
 
-        def run(new: dict[Code, Code]) -> int:
+        def run(items: list[Any], new: dict[Code, Code], calls: Path | None = None) -> int:
             for function in functions:
                 function.__code__ = new[function.__code__]
-            for item, after in zip(session.items, [*session.items[1:], None], strict=True):
+            seen: list[list[int]] = []
+            for item, after in zip(items, [*items[1:], None], strict=True):
+                self.called = set()
+                sys.setprofile(self.see if calls else None)
                 session.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
+                sys.setprofile(None)
+                seen.append([numbers[code] for code in self.called])
                 if session.testsfailed:
                     return 1
+            if calls:
+                calls.write_text(json.dumps(seen))
             return 0
 
-        same = exchanges(self.path, self.tree, self.tree)
-        took = unchanged(lambda: run(same), self.name)
+        with tempfile.TemporaryDirectory() as folder:
+            calls = Path(folder) / "calls.json"
+            took = unchanged(lambda: run(session.items, same, calls), self.name)
+            called = [set(each) for each in json.loads(calls.read_text())]
         for mutant in self.left():
             new = exchanges(self.path, self.tree, mutant.of(self.source))
             changed = {old for old, each in new.items() if old != each}
-            if any(function.__code__ in changed for function in functions):
-                fate = forked(lambda new=new: run(new), 10 + 5 * took)
-                inner = {code for code in changed if not changed.intersection(code.co_consts)}
-                if fate != "survived" or not self.called & inner:
-                    self.tell(mutant, fate)
+            inner = {code for code in changed if not changed.intersection(code.co_consts)}
+            if not any(function.__code__ in changed for function in functions):
+                continue
+            at = {numbers[code] for code in inner}
+            items = [item for item, each in zip(session.items, called, strict=True) if each & at]
+            fate = forked(lambda new=new, items=items: run(items, new), 10 + 5 * took)
+            if fate != "survived" or not self.called & inner:
+                self.tell(mutant, fate)
         return True
 
     def run(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 import ddpm_core as ddpm
 from ddpm_core import Level, linear
 from ddpm_core.arrays import log_sigmoid, logit_of_log
-from ddpm_core.levels import from_logsnr, steps_of, tau
+from ddpm_core.levels import from_logsnr, is_without_data, steps_of, tau
 from ddpm_core.process import q_marginal
 
 EPS = np.finfo(np.float64).eps
@@ -146,6 +147,32 @@ def test_no_noise_lies_between_a_level_and_itself():
         tau(grid, from_logsnr(np.array([2.0, 0.0]), np.zeros(2)))
 
 
+def test_a_level_of_the_host_beside_one_per_sample():
+    """Of a number and an array the order is checked; values of the device are never looked at."""
+    t, s = from_logsnr(0.0, 1.0), from_logsnr(np.array([2.0, 1.0]), np.zeros(2))
+    assert tau(t, s) == pytest.approx([tau(t, s.take(i)) for i in range(2)], rel=4 * EPS)
+    with pytest.raises(ValueError, match="log-SNR is 0 at s and 2 at t"):
+        tau(s, t)
+
+
+def test_the_order_on_the_device_is_not_looked_at(lib):
+    """A swapped pair is an error only where both are of the host, as NumPy's arrays are."""
+    t, s = linear()(500), linear()(250)
+    for pair in ((lib.level(s), t), (s, lib.level(t))):
+        with pytest.raises(ValueError, match="swapped") if lib.name == "numpy" else nullcontext():
+            tau(*pair)
+
+
+def test_without_data(lib):
+    """α = 0, at one host level or at any of several; of the device, nothing is said."""
+    for alphas, wanted in ((0.0, True), (0.5, False), ([0.5, 0.0], True), ([0.5, 0.25], False)):
+        alpha = np.asarray(alphas)
+        t = Level(alpha, alpha, alpha, alpha)
+        assert is_without_data(t) == wanted
+        assert is_without_data(t.map(float) if alpha.ndim == 0 else t) == wanted
+        assert is_without_data(lib.level(t)) == (wanted and lib.name == "numpy")
+
+
 X = np.ones((2, 3))
 TIME = linear()(500)
 DENOISE = ddpm.DatasetOracle(np.eye(3))
@@ -179,6 +206,8 @@ def test_what_is_no_level_is_named(call):
             call(number)
     with pytest.raises(TypeError, match=r"must be a Level, but is a numpy ndarray\Z"):
         call(X)
+    with pytest.raises(TypeError, match=r"a numpy ndarray: pass schedule\([ts]\) if these are times"):
+        call(X[:, 0])
 
 
 def test_a_level_is_no_array_and_no_time():

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
@@ -302,6 +302,7 @@ def test_clip_keeps_v(x, v, time):
 
 
 @given(betas=strategies.betas().filter(lambda b: len(b) > 1))
+@example(betas=np.array([0.1, 0.2]))
 def test_decoder_variance_is_that_of_the_step_before(betas):
     """β̃_2 = β_1 β_2 / (1 - ᾱ_2), with 1 - ᾱ_2 = β_1 + β_2 - β_1 β_2."""
     one, two = betas[:2]
@@ -361,6 +362,12 @@ def test_optimal_errors_of_a_level_per_sample():
         for i, (time, before) in enumerate(zip(times, earlier, strict=True)):
             alone = kernel(x[:1], schedule(time), schedule(int(before))).var
             np.testing.assert_allclose(var[i : i + 1], alone, rtol=64 * EPS)
+
+
+def test_optimal_of_one_error_is_one_variance(lib):
+    """An error that is an array of no axes gives a variance of none, at a level of the host."""
+    t, s = ddpm.linear()(500), ddpm.linear()(250)
+    assert ddpm.optimal(lambda t: lib.asarray(0.25))(t, s).shape == ()
 
 
 def test_optimal_takes_the_error_of_a_torch_batch():
