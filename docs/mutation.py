@@ -137,7 +137,7 @@ class Mutant(NamedTuple):
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Every mutant of a module. What is in annotations, texts and errors is left alone."""
+    """Every mutant of a module. What is in annotations, texts, errors and assertions is left alone."""
     tree = ast.parse(source)
     seen: dict[str, int] = {}
     for path, where in _places(tree, "module", ()):
@@ -159,6 +159,8 @@ def _shown(node: Any) -> str:
 
 def _places(node: ast.AST, where: str, path: _Path) -> Iterator[tuple[_Path, str]]:
     if isinstance(node, (ast.Raise, ast.Assert, ast.JoinedStr, ast.Import, ast.ImportFrom)):
+        return
+    if isinstance(node, ast.keyword) and node.arg == "strict":  # of zip: an assertion
         return
     if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
         where = node.name if where == "module" else f"{where}.{node.name}"

@@ -467,6 +467,11 @@ BAD = {
         r"log_prob_grad has shape \(3,\) but denoise has shape \(2, 3\)",
     ),
     "interval": (lambda: within(2, 3, -3), ValueError, "low < high must hold, but they are 3 and"),
+    "no interval": (
+        lambda: within(2, 3, 3),
+        ValueError,
+        "low < high must hold, but they are 3 and 3",
+    ),
     "interval of nan": (lambda: within(2, math.nan, 3), ValueError, "low < high must hold"),
     "time within": (lambda: within(2, -3, 3)(500), TypeError, r"schedule\(500\)"),
     "grid": (lambda: cfg_pp(0.5, LINEAR(500)), ValueError, "levels must be a sampler's"),
@@ -475,11 +480,21 @@ BAD = {
         ValueError,
         "levels must be a sampler's: of the host, and the noisiest first",
     ),
+    "repeated": (
+        lambda: cfg_pp(0.5, GRID.take(np.array([0, 1, 1, 2]))),
+        ValueError,
+        "levels must be a sampler's: of the host, and the noisiest first",
+    ),
     "sampler": (lambda: cfg_pp(0.5, ddpm.ddim(LINEAR, 3)), TypeError, "levels must be a Level"),
     "off the grid": (
         lambda: cfg_pp(0.5, GRID)(LINEAR(500)),
         ValueError,
         "the level of log-SNR -2.46.* is not of this grid of 3 steps: make cfg_pp with the levels",
+    ),
+    "near the grid": (
+        lambda: cfg_pp(0.5, GRID)(from_logsnr(GRID.logsnr[1] + 0.01, 0.0)),
+        ValueError,
+        "is not of this grid of 3 steps",
     ),
     "some off the grid": (
         lambda: cfg_pp(0.5, GRID)(LINEAR(np.array([1000, 500]))),

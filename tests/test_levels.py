@@ -206,7 +206,9 @@ def test_what_is_no_level_is_named(call):
             call(number)
     with pytest.raises(TypeError, match=r"must be a Level, but is a numpy ndarray\Z"):
         call(X)
-    with pytest.raises(TypeError, match=r"a numpy ndarray: pass schedule\([ts]\) if these are times"):
+    with pytest.raises(
+        TypeError, match=r"a numpy ndarray: pass schedule\([ts]\) if these are times"
+    ):
         call(X[:, 0])
 
 

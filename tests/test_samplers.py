@@ -276,6 +276,19 @@ def test_stochastic(solver):
         ddpm.sample(TOY, sampler, np.zeros((1, 2)))
 
 
+def test_noise_is_drawn_where_a_row_takes_it():
+    """Once for each row with noise in its point or in its anchor, with the number of the row."""
+    sampler = ddpm.ancestral(LINEAR, 4)
+    point, anchor = sampler.point.copy(), sampler.anchor.copy()
+    anchor[1, -1], point[1, -1] = point[1, -1], 0.0
+    moved = dataclasses.replace(sampler, point=point, anchor=anchor)
+    for each, wanted in ((ddpm.ddim(LINEAR, 4), []), (sampler, [1, 2, 3]), (moved, [1, 2, 3])):
+        steps = []
+        noise = lambda i, shape, steps=steps: steps.append(i) or np.ones(shape)
+        ddpm.sample(TOY, each, np.zeros((1, 2)), noise)
+        assert steps == wanted
+
+
 @solvers
 def test_nothing_is_mutated(solver):
     """Read-only x, noise and outputs do; and the same call gives the same bits again."""
