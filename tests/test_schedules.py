@@ -227,6 +227,7 @@ def test_schedules_are_values(schedule):
 
 def test_a_list_becomes_hashable():
     """`Discrete` keeps a tuple of floats, whatever sequence it was given."""
+    assert Discrete([math.inf, -700]).logsnr == (math.inf, -700.0)
     assert hash(Discrete([math.inf, 1, 0])) == hash(Discrete(np.asarray([math.inf, 1.0, 0.0])))
 
 
@@ -281,9 +282,11 @@ def test_linear_log_snr_has_equal_steps(time, clean, noisy):
         (from_betas, [0.999] * 200, r"logsnr\[102\] = -704\.\d+ is below -700"),
         (from_betas, [0.5, 1e-17], r"logsnr\[2\] = .* is not below logsnr\[1\] = "),
         (from_alpha_bars, [1.0, 0.9], r"alpha_bars\[0\] = 1\.0; leave out alpha_bar_0 = 1"),
+        (from_alpha_bars, [1.5, 1.0], r"alpha_bars\[0\] = 1\.5\Z"),
+        (from_alpha_bars, [0.5, 0.3, 0.4], r"alpha_bars\[2\] = 0\.4 is not below alpha_bars\[1\]"),
         (from_alpha_bars, [0.9, 0.95], r"alpha_bars\[1\] = 0\.95 is not below alpha_bars\[0\]"),
         (from_alpha_bars, [0.9, 0.9], r"alpha_bars\[1\] = 0\.9 is not below alpha_bars\[0\]"),
-        (from_alpha_bars, [0.9, 0.0, 0.0], r"alpha_bars\[1\] = 0\.0"),
+        (from_alpha_bars, [0.9, 0.0, 0.0], r"must lie in \(0, 1\), but alpha_bars\[1\] = 0\.0"),
         (from_alpha_bars, [0.9, -0.1], r"alpha_bars\[1\] = -0\.1"),
         (from_alpha_bars, [0.9, math.nan, 0.1], r"alpha_bars\[1\] = nan"),
         (from_alpha_bars, [], r"alpha_bars must be T >= 1 numbers"),

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ddpm_core import VP, cosine, linear, zero_terminal_snr
+from ddpm_core import VP, cosine, from_betas, linear, zero_terminal_snr
 from ddpm_core.arrays import log_sigmoid
 from ddpm_core.schedules import EDM, Discrete, Flow, LinearLogSNR
 from ddpm_core.testing import strategies
@@ -31,6 +31,7 @@ def test_rate_is_constant_inside_a_step(schedule, data):
 
 
 @given(strategies.discrete_schedules())
+@example(from_betas([0.1, 0.3, 0.5]))  # whose interpolated log ᾱ_3 rounds to another λ
 def test_integer_times_are_the_table(schedule):
     """At integers a schedule is its table, bit for bit: as a number, an array and a list."""
     times = list(range(schedule.T + 1))
@@ -103,7 +104,7 @@ def test_no_level_between_the_last_two_times_without_data():
 @pytest.mark.parametrize("schedule", [linear(), VP(), LinearLogSNR(), Flow()])
 def test_times_outside_are_named(schedule):
     """A time outside the ends, and one that is not a number, is an error that says which."""
-    for bad in (-0.5, schedule.ends[1] + 0.25, math.nan):
+    for bad in (-0.5, -1.0, schedule.ends[1] + 0.25, schedule.ends[1] + 1, math.nan):
         with pytest.raises(ValueError, match=rf"time must lie within \[0, 10*\], but is {bad}"):
             schedule(bad)
         with pytest.raises(ValueError, match=rf"but is {bad}"):
@@ -171,6 +172,20 @@ def test_integer_times_of_any_width(lib, kind):
         assert got.dtype == lib.xp.float32
         if lib.has_values:
             np.testing.assert_allclose(lib.to_numpy(got), want, rtol=4e-7)
+
+
+@pytest.mark.parametrize(
+    "schedule", [linear(), zero_terminal_snr(linear())], ids=["linear", "zero"]
+)
+def test_times_of_the_device(lib, schedule):
+    """A level of the device is that of the host, at whole times and between them."""
+    times = np.asarray([0.0, 0.5, 1.0, 3.25, 400.0, 998.5, 999.0, 1000.0], np.float32)
+    level, wanted = schedule(lib.asarray(times)), schedule(times)
+    if lib.has_values:
+        eps = np.finfo(np.float32).eps
+        for got, want in zip(level, wanted, strict=True):
+            # λ has a few roundings of -log ᾱ, absolute or of its own size, and α² and σ² those.
+            np.testing.assert_allclose(lib.to_numpy(got), want, rtol=16 * eps, atol=16 * eps)
 
 
 @pytest.mark.filterwarnings("ignore:divide by zero enc:RuntimeWarning")  # strict, dask: VP at 0
