@@ -5,10 +5,10 @@ a return, a default. It is killed if a test fails, or takes far too long. What b
 in build/mutants; survivors that are the same function are explained in mutation.toml. Without
 modules, those of the whole core are run, and mutation.md is written.
 
-A mutant of a function first runs in a fork of a process that has collected the module's tests, with
-the code of that function exchanged, and only those tests that call it. What is not in a function, or
-survives that and was called while tests were collected, runs in a fork that has imported NumPy, SciPy
-and torch alone.
+A mutant of a function first runs in a fork of a process that has collected the module's tests,
+with the code of that function exchanged, and only the tests that call it. What is not in a
+function, or survives that and was called while tests were collected, runs in a fork that has
+imported NumPy, SciPy and torch alone. Before, the unchanged code must pass in both.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ class Mutant(NamedTuple):
 
 
 def mutants(source: str) -> Iterator[Mutant]:
-    """Every mutant of a module. What is in annotations, texts, errors and assertions is left alone."""
+    """Every mutant of a module, but for annotations, texts, errors and assertions."""
     tree = ast.parse(source)
     seen: dict[str, int] = {}
     for path, where in _places(tree, "module", ()):
@@ -325,11 +325,12 @@ class Measured(Plain):
         self.mutants = [m for m in mutants(self.source) if line in (None, m.line)]
         self.results = RESULTS / f"{self.module}.json" if line is None else None
         self.reasons: dict[str, str] = told().get(name, {})
-        self.fates: dict[str, str] = {}
+        kept: dict[str, str] = {}
         if self.results and self.results.exists():
             kept = json.loads(self.results.read_text())
-            known = {key for key, fate in kept.items() if fate != "survived" or key in self.reasons}
-            self.fates = {m.key: kept[m.key] for m in self.mutants if m.key in known}
+        self.tried = all(m.key in kept for m in self.mutants)
+        known = {key for key, fate in kept.items() if fate != "survived" or key in self.reasons}
+        self.fates = {m.key: kept[m.key] for m in self.mutants if m.key in known}
         self.called: set[Code] = set()  #: before the first test ran
 
     def left(self) -> list[Mutant]:
@@ -443,9 +444,12 @@ def page() -> str:
     """docs/mutation.md, of the results that are there and of the reasons in mutation.toml."""
     rows: list[tuple[str, ...]] = []
     survivors: list[tuple[str, ...]] = []
+    missing: list[str] = []
     total = [0, 0, 0]
     for module in map(Measured, core()):
-        if not module.mutants:
+        if not module.tried:
+            missing.append(f"`{module.name}`")
+        if not module.tried or not module.mutants:
             continue
         lived = [m for m in module.mutants if module.fates.get(m.key, "survived") == "survived"]
         unknown = module.reasons.keys() - {m.key for m in lived}
@@ -466,6 +470,7 @@ def page() -> str:
         [
             HEAD,
             _table(columns, rows),
+            f"Not run yet: {', '.join(missing)}.\n" if missing else "",
             "## Survivors\n",
             _table(("where", "change", "why it is the same function"), survivors),
         ]
@@ -488,18 +493,22 @@ of these kinds: another comparison or operator, a number or a default plus 1, a 
 function that returns nothing. A defect that no test notices is a survivor: a test is missing, or the function is the same, and
 `docs/mutation.toml` says why.
 
-The tests run as `pytest --quick --lanes=numpy,strict` runs them; `TESTS` in the script lists those of each module. The whole core takes
-about two hours. `python docs/mutation.py levels process` runs two modules, `--line 40` those mutants of one line. What became of each mutant is kept in
-`build/mutants`: a second run tries the survivors alone. This page is written where all modules have run.
+The tests run as `pytest --quick --lanes=numpy,strict` runs them, with the doctests of the module; `TESTS` in the script lists those of each.
+`python docs/mutation.py levels process` runs two modules, `--line 40` the mutants of one line. What became of each mutant is kept in
+`build/mutants`: a second run tries what is left, and the survivors without a reason. `--page` writes this page of what is there.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("modules", nargs="*", help="such as levels or schedules/named")
+    parser.add_argument("--page", action="store_true", help="only write mutation.md")
     parser.add_argument("--line", type=int, help="only the mutants of one line; nothing is kept")
     options = parser.parse_args()
     RESULTS.mkdir(parents=True, exist_ok=True)
+    if options.page:
+        (ROOT / "docs" / "mutation.md").write_text(page())
+        return
     sys.path[:0] = [str(ROOT), str(ROOT / "backends"), str(ROOT / "tests")]
     for name in WARM:
         if importlib.util.find_spec(name.partition(".")[0]):
