@@ -213,7 +213,7 @@ def _changes(node: Any) -> list[Callable[[], ast.AST]]:
             return [copied(test=ast.UnaryOp(ast.Not(), test))]
         case ast.comprehension(ifs=[test]):
             return [copied(ifs=[ast.UnaryOp(ast.Not(), test)])]
-        case ast.Return(value=value) if value is not None:
+        case ast.Return(value=value) if value and ast.unparse(value) != "None":
             return [copied(value=ast.Constant(None))]
         case ast.Slice():
             ends = [name for name in ("lower", "upper", "step") if getattr(node, name)]
