@@ -85,14 +85,23 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
     would refuse it.
     """
     to_bytes = safetensors_module("safetensors.numpy").save
+    text = described(checkpoint)
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}")
+    with np.errstate(over="ignore"):  # told by name below
+        tensors = {name: np.ascontiguousarray(p, dtype) for name, p in checkpoint.params.items()}
+    read("the checkpoint", tensors, text)
+    write_whole(path, to_bytes(tensors, metadata={KEY: text}))
+
+
+def described(checkpoint: Checkpoint) -> str:
+    """All of a checkpoint but its weights, as JSON. ValueError if a file has no words for it."""
     schedule, predicts = checkpoint.schedule, checkpoint.predicts
     if not isinstance(schedule, (Discrete, VP, LinearLogSNR, Flow, EDM)) or predicts not in TARGETS:
         raise ValueError(
             f"a checkpoint holds a schedule of {', '.join(_SCHEDULES)} and a target of "
             f"{', '.join(TARGETS)}, not {type(schedule).__name__} and {predicts!r}"
         )
-    if dtype not in DTYPES:
-        raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, but is {dtype!r}")
     about = {
         "config": dataclasses.asdict(checkpoint.config),
         "schedule": {type(schedule).__name__: dataclasses.asdict(schedule)},
@@ -103,11 +112,7 @@ def save(path: str | Path, checkpoint: Checkpoint, dtype: str = "float32") -> No
         "unconditional": checkpoint.unconditional,
         "notes": dict(checkpoint.notes),
     }
-    text = json.dumps(about)
-    with np.errstate(over="ignore"):  # told by name below
-        tensors = {name: np.ascontiguousarray(p, dtype) for name, p in checkpoint.params.items()}
-    read("the checkpoint", tensors, text)
-    write_whole(path, to_bytes(tensors, metadata={KEY: text}))
+    return json.dumps(about)
 
 
 def read(what: str | Path, tensors: Mapping[str, Array], metadata: str) -> Checkpoint:
