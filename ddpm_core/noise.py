@@ -96,7 +96,7 @@ class PortableNoise:
         xp, place = self.xp, _on(self.device)
         if isinstance(shape, int) or not shape:
             raise TypeError(f"shape must be a tuple (B, *D), but is {shape}")
-        batch = shape[0]
+        batch: Any = shape[0]
         elements = math.prod(shape[1:])
         ids = xp.arange(batch, **place) if ids is None else self._checked("ids", ids)
         ids = xp.reshape(xp.astype(xp.asarray(ids, **place), xp.int32), (-1, 1))
@@ -114,9 +114,10 @@ class PortableNoise:
         counter = xp.reshape(xp.arange(half, dtype=xp.int32, **place), (1, -1)) + ids * 0
         words = threefry(*key, counter, counter * 0 + step)
         # Elements 2 i and 2 i + 1 are the words of counter i, whatever the number of elements.
-        z = xp.stack([_normal(xp, self.tables, word) for word in words], axis=-1)
+        batch = -1 if batch is None else batch  # None in a graph that takes any
+        z = xp.stack([_normal(xp, self.tables, w, (batch, half)) for w in words], axis=-1)
         z = xp.reshape(z, (batch, 2 * half))[:, :elements]
-        return astype(xp, xp.reshape(z, shape), self.dtype)
+        return astype(xp, xp.reshape(z, (batch, *shape[1:])), self.dtype)
 
     def _checked(self, name: str, values: Any) -> Any:
         """A step or ids as they come; those of the host are integers within [0, 2^31)."""
@@ -190,9 +191,9 @@ def tables_digest() -> str:
     return hashlib.sha256(b"".join(t.astype("<f4").tobytes() for t in normal_tables())).hexdigest()
 
 
-def _normal(xp: Any, tables: list[Array], word: Array) -> Array:
+def _normal(xp: Any, tables: list[Array], word: Array, shape: tuple[int, ...]) -> Array:
     low, high = xp.reshape(word, (-1,)) & 0xFFFF, (xp.reshape(word, (-1,)) >> 16) & 0xFFFF
-    return xp.reshape(take(xp, tables[0], low) + take(xp, tables[1], high), word.shape)
+    return xp.reshape(take(xp, tables[0], low) + take(xp, tables[1], high), shape)
 
 
 def _unpickled(seed: int, xp: str, device: Any, dtype: Any) -> PortableNoise:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from networks import random_params
@@ -55,11 +57,11 @@ def batch(of: Checkpoint, count: int) -> dict[str, np.ndarray]:
     return given
 
 
-def run(file: bytes, given: dict[str, np.ndarray]) -> np.ndarray:
-    """The one output of a file of ONNX, which the checker of ONNX finds sound."""
+def runner(file: bytes) -> Callable[[dict[str, np.ndarray]], np.ndarray]:
+    """A file of ONNX as a function, which the checker of ONNX finds sound."""
     onnx, onnxruntime = pytest.importorskip("onnx"), pytest.importorskip("onnxruntime")
     onnx.checker.check_model(onnx.load_from_string(file), full_check=True)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
-    (out,) = onnxruntime.InferenceSession(file, options).run(None, given)
-    return out
+    session = onnxruntime.InferenceSession(file, options)
+    return lambda given: session.run(None, given)[0]

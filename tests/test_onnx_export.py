@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from onnx_files import CONFIGS, batch, checkpoint, run
+from onnx_files import CONFIGS, batch, checkpoint, runner
 
 import ddpm_core as ddpm
 from ddpm_core.checkpoints import Checkpoint
@@ -37,10 +37,10 @@ def weights_of(file: bytes) -> dict[str, np.ndarray]:
 def test_a_network_of_every_kind(name):
     """One file computes what NumPy's network does, whatever the batch."""
     of = checkpoint(name)
-    file = export_network(of)
+    run = runner(export_network(of))
     for count in (1, 3):
         given = batch(of, count)
-        close(run(file, given), numpys(of, given))
+        close(run(given), numpys(of, given))
 
 
 def test_no_class_is_minus_1():
@@ -48,7 +48,7 @@ def test_no_class_is_minus_1():
     of = checkpoint()
     given = batch(of, 2) | {"y": np.int64([-1, -1])}
     bare = NumPy("cpu").network(dict(of.params), of.config)(given["x"], given["timestep"])
-    close(run(export_network(of), given), bare)
+    close(runner(export_network(of))(given), bare)
 
 
 @pytest.mark.parametrize("name", ["ho", "odd"])
@@ -82,7 +82,7 @@ def test_the_timestep_of_a_file_is_the_schedules():
     of = checkpoint(timestep_scale=0.25)
     given = batch(of, 2)
     wanted = numpys(of, given | {"timestep": given["timestep"] * np.float32(0.25)})
-    close(run(export_network(of), given), wanted)
+    close(runner(export_network(of))(given), wanted)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "int8"])
@@ -101,7 +101,7 @@ def test_smaller_weights(dtype):
         else:
             assert (np.abs(params[name] - p) <= np.abs(p) * 2**-11 + 2**-25).all()
     given = batch(of, 2)
-    close(run(file, given), numpys(dataclasses.replace(of, params=params), given))
+    close(runner(file)(given), numpys(dataclasses.replace(of, params=params), given))
 
 
 def test_what_is_no_file_of_onnx(monkeypatch):

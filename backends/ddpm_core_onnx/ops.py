@@ -27,35 +27,35 @@ class OnnxOps(Ops):
     ) -> Array:
         before, after = (0, 0) if weight.shape[2] == 1 else (1 if symmetric else 0, 1)
         pads = [before, before, after, after]
-        return _node(onnx.conv, h, weight, bias, strides=[stride, stride], pads=pads)
+        return node(onnx.conv, h, weight, bias, strides=[stride, stride], pads=pads)
 
     def group_norm(self, h: Array, weight: Array, bias: Array, groups: int, eps: float) -> Array:
         _, *shape = h.shape
         # A channel for each group: spox does not infer the shapes of GroupNormalization.
         grouped = ndx.reshape(h, (-1, groups, math.prod(shape) // groups))
         ones, zeros = (ndx.asarray(np.full(groups, c, np.float32)) for c in (1, 0))
-        normed = _node(onnx.instance_normalization, grouped, ones, zeros, epsilon=eps)
+        normed = node(onnx.instance_normalization, grouped, ones, zeros, epsilon=eps)
         weight, bias = (ndx.reshape(a, (1, -1, 1, 1)) for a in (weight, bias))
         return ndx.reshape(normed, (-1, *shape)) * weight + bias
 
     def silu(self, x: Array) -> Array:
-        return x * _node(onnx.sigmoid, x)
+        return x * node(onnx.sigmoid, x)
 
     def linear(self, x: Array, weight: Array, bias: Array) -> Array:
-        return _node(onnx.gemm, x, weight, bias, transB=1)
+        return node(onnx.gemm, x, weight, bias, transB=1)
 
     def attention(self, q: Array, k: Array, v: Array, heads: int = 1) -> Array:
         _, channels, height, width = q.shape
         each = channels // heads
         q, k, v = (ndx.reshape(a, (-1, heads, each, height * width)) for a in (q, k, v))
         # Not ndonnx's own product, which first asks in several nodes whether anything is empty.
-        logits = _node(onnx.matmul, ndx.matrix_transpose(q), k) * (1 / math.sqrt(each))
-        weights = _node(onnx.softmax, logits, axis=-1)
-        out = _node(onnx.matmul, v, ndx.matrix_transpose(weights))
+        logits = node(onnx.matmul, ndx.matrix_transpose(q), k) * (1 / math.sqrt(each))
+        weights = node(onnx.softmax, logits, axis=-1)
+        out = node(onnx.matmul, v, ndx.matrix_transpose(weights))
         return ndx.reshape(out, (-1, channels, height, width))
 
     def downsample(self, h: Array) -> Array:
-        return _node(onnx.average_pool, h, kernel_shape=[2, 2], strides=[2, 2])
+        return node(onnx.average_pool, h, kernel_shape=[2, 2], strides=[2, 2])
 
     def upsample(self, h: Array) -> Array:
         return ndx.asarray(
@@ -75,7 +75,7 @@ class OnnxOps(Ops):
         return h * (1 + _on_pixels(scale)) + _on_pixels(shift)
 
 
-def _node(operator: Any, *inputs: Array, **attributes: Any) -> Array:
+def node(operator: Any, *inputs: Array, **attributes: Any) -> Array:
     """The output of one operator."""
     return ndx.asarray(operator(*(a.unwrap_spox() for a in inputs), **attributes))
 
