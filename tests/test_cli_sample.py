@@ -495,7 +495,7 @@ BAD_SAMPLES = {
     "out suffix": (["--out", "s.jpg"], "s.jpg must end in .png or .npz"),
     "gif suffix": (["--gif", "s.png"], "s.png must end in .gif"),
     "gif folder": (["--gif", "none/s.gif"], "no folder none"),
-    "backend": (["--backend", "tf"], "no backend 'tf'; there are cupy, jax, numpy, torch"),
+    "backend": (["--backend", "tf"], "no backend 'tf'; there are cupy, jax, numpy, onnx, torch"),
     "device": (["--device", "cuda"], "NumPy has no device 'cuda'"),
     "meta": (["--backend", "torch", "--device", "meta"], "--device meta: torch cannot compute"),
     "torch device": (["--backend", "torch", "--device", "no"], "torch cannot use device 'no'"),

@@ -16,7 +16,7 @@ from ddpm_core.samplers import Row, Sampler, State, advance
 from ddpm_core.samplers.run import check_run
 from ddpm_core.typing import Array
 from ddpm_core_onnx import ops
-from ddpm_core_onnx.graphs import build, network, weights
+from ddpm_core_onnx.graphs import build, inputs_of, network, weights
 
 
 def export_network(checkpoint: Checkpoint, dtype: str = "float32") -> bytes:
@@ -38,23 +38,11 @@ def export_network(checkpoint: Checkpoint, dtype: str = "float32") -> bytes:
     read("the checkpoint", checkpoint.params, about)
     held = weights(checkpoint.params, dtype)
     net = network(held, checkpoint.config)
-    inputs = batch_of(checkpoint)
+    inputs = inputs_of(checkpoint.config, checkpoint.size)
     x, timestep, *y = inputs.values()
     if checkpoint.timestep_scale != 1:
         timestep = timestep * checkpoint.timestep_scale
     return build(held, inputs, {"output": net(x, timestep, *y)}, {KEY: about})
-
-
-def batch_of(checkpoint: Checkpoint) -> dict[str, Array]:
-    """The inputs of a network: x, timestep, and y if it has classes."""
-    shape = ("batch", checkpoint.config.channels, *checkpoint.size)
-    inputs = {
-        "x": ndx.argument(shape=shape, dtype=ndx.float32),
-        "timestep": ndx.argument(shape=("batch",), dtype=ndx.float32),
-    }
-    if checkpoint.config.classes:
-        inputs["y"] = ndx.argument(shape=("batch",), dtype=ndx.int64)
-    return inputs
 
 
 def export_sampler(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ndonnx as ndx
@@ -33,9 +33,9 @@ class Weights:
     params: in float32, made of those in the graph
     """
 
-    stored: Mapping[str, Array]
-    inputs: Mapping[str, Array]
-    params: Mapping[str, Array]
+    stored: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    inputs: Mapping[str, Array] = field(default_factory=dict[str, Array])
+    params: Mapping[str, Array] = field(default_factory=dict[str, Array])
 
 
 def weights(params: Mapping[str, Array], dtype: str = "float32") -> Weights:
@@ -96,6 +96,17 @@ def network(held: Weights, config: UNetConfig) -> Callable[..., Array]:
         return unet(params, x, timestep, y, config=config, ops=ops.OnnxOps())
 
     return net
+
+
+def inputs_of(config: UNetConfig, size: tuple[int, int]) -> dict[str, Array]:
+    """The inputs of a network for images of a size: x, timestep, and y if it has classes."""
+    inputs = {
+        "x": ndx.argument(shape=("batch", config.channels, *size), dtype=ndx.float32),
+        "timestep": ndx.argument(shape=("batch",), dtype=ndx.float32),
+    }
+    if config.classes:
+        inputs["y"] = ndx.argument(shape=("batch",), dtype=ndx.int64)
+    return inputs
 
 
 def build(
