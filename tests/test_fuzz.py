@@ -23,7 +23,13 @@ from fuzz import shared, targets
 from fuzz.mutations import SEPARATOR, mutate
 
 SEEDS = Path(__file__).parent / "fuzz" / "seeds"
-NEEDS = {"torch": "torch", "state": "torch", "huggingface_folder": "datasets", "picture": "PIL"}
+NEEDS = {
+    "torch": "torch",
+    "onnx": "onnx",
+    "state": "torch",
+    "huggingface_folder": "datasets",
+    "picture": "PIL",
+}
 
 
 def seeds(name: str) -> list[bytes]:
@@ -144,6 +150,16 @@ def gzipped(count: int) -> bytes:
     return buffer.getvalue()
 
 
+def initialisers(count: int) -> bytes:
+    """More of them for the graph of a file of ONNX, each of no numbers."""
+    each = b"".join(
+        b"\x2a\x10\x08\x00\x10\x01\x42\x08%08d\x4a\x00" % number for number in range(count)
+    )
+    size = len(each)
+    length = bytes([size & 127 | 128, size >> 7 & 127 | 128, size >> 14 & 127])
+    return b"\x3a" + length + each
+
+
 def pickled(middle: bytes) -> bytes:
     return shared.zipped({"a/data.pkl": b"\x80\x02" + middle + b".", "a/version": b"3"})
 
@@ -210,6 +226,7 @@ WORST: dict[str, tuple[str, Callable[[], bytes]]] = {
         "torch",
         lambda: pickled(b"]q\x00" + b"(h\x00h\x00tq\x00" * (MEGABYTE // 20)),
     ),
+    "initialisers": ("onnx", lambda: seeds("onnx")[0] + initialisers(MEGABYTE // 18)),
     "diffusers of widths": (
         "diffusers",
         lambda: (

@@ -13,6 +13,7 @@ import spox
 from onnx import numpy_helper
 
 import ddpm_core
+from ddpm_core.checkpoints.onnx import SCALE
 from ddpm_core.checkpoints.own import check_finite
 from ddpm_core.nn import UNetConfig, frequencies, unet
 from ddpm_core.nn.network import FREQUENCIES
@@ -20,7 +21,6 @@ from ddpm_core.typing import Array
 from ddpm_core_onnx import ops
 
 DTYPES = ("float32", "float16", "int8")
-SCALE = ".scale"  #: ends the name of what int8 weights are multiplied by
 LARGEST = 2**31 - 2**24  #: bytes of weights; a file of ONNX has less than 2^31
 
 

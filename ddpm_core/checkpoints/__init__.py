@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ddpm_core.checkpoints import diffusers, openai, own, port
+from ddpm_core.checkpoints import diffusers, onnx, openai, own, port
 from ddpm_core.checkpoints.diffusers import save_diffusers
 from ddpm_core.checkpoints.fields import cut
 from ddpm_core.checkpoints.files import read_tensors
@@ -19,9 +19,9 @@ def load(path: str | Path) -> Checkpoint:
 
     path: the name of a bundled model, such as "fashion-mnist"; a file of `save`; the folder of a
         run of `ddpm-core train`; a folder of diffusers, which is a pipeline with a `UNet2DModel`
-        or that network's own; or a file of tensors in the layout of Ho et al.'s port (pesser,
-        DDIM) or of OpenAI's improved- and guided-diffusion. Files of torch (.pt, .pth, .ckpt,
-        .bin) need torch; no code in them is run
+        or that network's own; an .onnx file of `ddpm-core export`; or a file of tensors in the
+        layout of Ho et al.'s port (pesser, DDIM) or of OpenAI's improved- and guided-diffusion.
+        Files of torch (.pt, .pth, .ckpt, .bin) need torch; no code in them is run
 
     FileNotFoundError or OSError if it cannot be read; ValueError if it is not a checkpoint, is
     truncated, has weights that are not finite, or has other tensors than its configuration asks
@@ -35,6 +35,8 @@ def load(path: str | Path) -> Checkpoint:
         )
     if path.is_dir():
         return _load_folder(path)
+    if path.suffix == onnx.SUFFIX:
+        return onnx.read(path)
     tensors, metadata = read_tensors(path)
     if KEY in metadata:
         return own.read(path, tensors, metadata[KEY])

@@ -1,5 +1,5 @@
 """The command line: `ddpm-core sample`, `edit`, `train`, `plot`, `average`, `evaluate`, `convert`,
-`verify`, `audit`, `info`.
+`export`, `verify`, `audit`, `info`.
 
 Exit status: 0; 1 after a defect of ddpm-core, and of `verify` if a check fails; 2 for bad input, or
 too little memory for it; 128 + the number of the signal that ended it.

@@ -12,6 +12,7 @@ from ddpm_core.cli.average import average
 from ddpm_core.cli.convert import convert
 from ddpm_core.cli.edit import edit
 from ddpm_core.cli.evaluate import evaluate
+from ddpm_core.cli.export import export
 from ddpm_core.cli.info import info
 from ddpm_core.cli.plot import plot
 from ddpm_core.cli.sample import sample
@@ -25,7 +26,19 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for _command in (sample, edit, train, plot, average, evaluate, convert, verify, audit, info):
+for _command in (
+    sample,
+    edit,
+    train,
+    plot,
+    average,
+    evaluate,
+    convert,
+    export,
+    verify,
+    audit,
+    info,
+):
     app.command()(_command)
 
 

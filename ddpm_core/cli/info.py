@@ -1,12 +1,14 @@
-"""`ddpm-core info`: what is installed."""
+"""`ddpm-core info`: what is installed, or what a model is."""
 
 from __future__ import annotations
 
 import math
 import platform
+from typing import Annotated
 
 import array_api_compat
 import numpy as np
+import typer
 from rich.table import Table
 from rich.text import Text
 
@@ -17,31 +19,43 @@ from ddpm_core.cli.options import wide_console
 from ddpm_core.models import bundled
 
 
-def info() -> None:
+def info(
+    model: Annotated[
+        str | None,
+        typer.Argument(help="A model's name, file or folder, to show that alone."),
+    ] = None,
+) -> None:
     """Show versions, the bundled models, and the backends found."""
     console = wide_console()
+    if model is not None:
+        console.print(_models([model]))
+        return
     console.print(
         f"ddpm-core {ddpm_core.__version__}, Python {platform.python_version()}, "
         f"numpy {np.__version__}, array-api-compat {array_api_compat.__version__}",
         highlight=False,
     )
-    models = Table("model", "images", "parameters", "trained", box=None, pad_edge=False, title="")
-    for name, path in bundled().items():
-        model = load(path)
-        shape = (*model.size, model.config.channels)
-        count = sum(math.prod(p.shape) for p in model.params.values())
-        models.add_row(
-            name,
-            f"{'x'.join(str(n) for n in shape)}, {model.config.classes} classes",
-            f"{count:,}",
-            str(model.notes.get("trained", "")),
-        )
-    console.print(models)
+    console.print(_models(list(bundled())))
     names = sorted(discover())
     width = max(len(name) for name in (*names, "backend"))
     console.print(f"\n[bold]{'backend':{width}}  version, or what is missing[/bold]")
     for name in names:  # each line at once: a framework takes seconds to import
         console.print(Text(f"{name:{width}}  {_state(name)}"), soft_wrap=True, highlight=False)
+
+
+def _models(names: list[str]) -> Table:
+    models = Table("model", "images", "parameters", "trained", box=None, pad_edge=False, title="")
+    for name in names:
+        model = load(name)
+        shape = (*model.size, model.config.channels)
+        count = sum(math.prod(p.shape) for p in model.params.values())
+        models.add_row(
+            Text(name),
+            f"{'x'.join(str(n) for n in shape)}, {model.config.classes} classes",
+            f"{count:,}",
+            Text(str(model.notes.get("trained", ""))),
+        )
+    return models
 
 
 def _state(name: str) -> str:

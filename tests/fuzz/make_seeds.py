@@ -73,6 +73,17 @@ def of_torch(legacy: bool) -> bytes:
     return buffer.getvalue()
 
 
+def of_onnx(about: dict[str, Any]) -> bytes:
+    from onnx import helper, numpy_helper
+
+    tensors = {"a": np.ones(2, np.float32), "b": np.ones((2, 1, 1, 1), np.int8)}
+    tensors |= {"b.scale": np.ones(2, np.float32), "c": np.ones(2, np.float16)}
+    stored = [numpy_helper.from_array(each, name) for name, each in tensors.items()]
+    model = helper.make_model(helper.make_graph([], "g", [], [], stored))
+    helper.set_model_props(model, {"ddpm_core": json.dumps(about)})
+    return model.SerializeToString()
+
+
 def of_huggingface(columns: dict[str, Any], **kinds: Any) -> bytes:
     import datasets as library
 
@@ -163,6 +174,7 @@ def seeds() -> Iterator[tuple[str, bytes]]:
             "notes": {"step": 3},
         }
         yield "own", text(about)
+    yield "onnx", of_onnx(about)
     yield "layouts", text(ports())
     yield "layouts", text(openais())
     for legacy in (False, True):

@@ -200,6 +200,11 @@ def torch(data: bytes) -> None:
 
 
 @target
+def onnx(data: bytes) -> None:
+    checkpoint_at(written("m.onnx", data))
+
+
+@target
 def diffusers(data: bytes) -> None:
     """The two JSON files of a folder whose tensors are sound."""
     about, scheduler = parts(data, 2)
