@@ -1,6 +1,6 @@
 """Time and memory of one UNet call on the CPU, beside diffusers' own network on the same weights.
 
-    pip install 'ddpm-core[cli,diffusers]' && python benchmarks/unet.py [--json FILE]
+    pip install 'ddpm-core[cli,diffusers,onnx]' && python benchmarks/unet.py [--json FILE]
 
 Each case is a process of its own, so that no library's idle threads or memory touch another's. All
 run in turn within a round; a ratio is taken within each round, and its median and quartiles are
@@ -45,6 +45,7 @@ NETWORKS = {"google/ddpm-cifar10-32, 35.7 M": CIFAR, "bundled layout, 28x28": SM
 CASES = {  # by name: the backend and the dtype, or diffusers' own
     "diffusers": (None, "float32"),
     "ddpm-core, numpy": ("numpy", "float32"),
+    "ddpm-core, onnx": ("onnx", "float32"),
     "ddpm-core, torch": ("torch", "float32"),
     "ddpm-core, torch, bfloat16": ("torch", "bfloat16"),
 }
@@ -96,7 +97,9 @@ def case(name, about, batch, ours):
         return run
     import ddpm_core as ddpm
 
-    on = ddpm.backend(on, dtype=dtype)
+    # As it is, not as NumPy's network, which has a case of its own.
+    options = {"measure": False} if on == "onnx" else {}
+    on = ddpm.backend(on, dtype=dtype, **options)
     config, params = ours
     net, x, t = on.network(params, config), on.asarray(x), on.asarray(t)
     return lambda: on.to_numpy(net(x, t))
@@ -164,7 +167,7 @@ def main():
     options = parser.parse_args()
     names = options.cases.split("|")
     environment = {"machine": platform.machine(), "rounds": options.rounds} | {
-        package: version(package) for package in ("numpy", "torch", "diffusers")
+        package: version(package) for package in ("numpy", "torch", "diffusers", "onnxruntime")
     }
     print(environment)
     results = {}
