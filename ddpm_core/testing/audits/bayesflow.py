@@ -23,7 +23,8 @@ NOTES = {
         'The SDE of `variance_type="exploding"` is that of a preserving one',
         "`EDMNoiseSchedule.derivative_log_snr`, which `get_drift` takes for g², has the factor "
         "σ² / (1 + σ²) for both. With α = 1, g² is the rate of σ²: 1 + σ² times as much, 6401 "
-        "at σ = 80. Neither the ODE nor the SDE then takes the noise away.",
+        "at σ = 80. Neither the ODE nor the SDE then takes the noise away. `DiffusionModel` also "
+        "starts from N(0, 1), and not from N(0, 80²).",
         '`variance_type="preserving"`, the default',
         report="bayesflow-exploding",
     ),
@@ -32,7 +33,7 @@ NOTES = {
         "The cosine schedule's SDE has half the rate at both ends",
         "`get_t_from_log_snr` gives the time that `get_log_snr` has truncated to, and "
         "`derivative_log_snr` truncates it again. At t = 0 and 1 the rate of the log-SNR is off "
-        "by a factor of 2, and by 3 % at 0.01.",
+        "by a factor of 2, and by 3 % at 0.01: it matters next to both ends only.",
         "the EDM schedule, the default",
         report="bayesflow-cosine",
     ),

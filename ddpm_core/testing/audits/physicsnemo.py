@@ -44,7 +44,7 @@ NOTES = {
         "Both solvers multiply the noise by sqrt(g² / 2t), which is 1 of `EDMNoiseScheduler` and "
         "1 / sqrt(2t) of `VENoiseScheduler`, and the Euler solver has t̂² - t² in the place of "
         "σ̂² - σ² too. The network is told σ̂, of which the variance is that.",
-        "`S_churn=0`, or `EDMNoiseScheduler`",
+        "`S_churn=0`, `EDMNoiseScheduler`, or the Heun solver without `diffusion_fn`",
         report="physicsnemo-churn",
     ),
     "pairs": Note(
@@ -53,9 +53,11 @@ NOTES = {
         "Their documentation pairs them. `VPPreconditioner` is of x_0 + σ n (Karras et al. 2022, "
         "Table 1), and `VPNoiseScheduler` gives x of variance 1, which it shrinks again; "
         "`VEPreconditioner` takes its time for σ, where `VENoiseScheduler` says σ². In Table 1 "
-        "the network's target is noise of variance 1.",
-        "`EDMPreconditioner` with `EDMNoiseScheduler`; or call the VP one with x / α, and the VE "
-        "one with sqrt(t)",
+        "the network's target has variance 1.",
+        "`EDMPreconditioner` with `EDMNoiseScheduler`; or call the VP one with x / α, of a "
+        "scheduler with `beta_d=19.9`, and the VE one with sqrt(t)",
+        "NVIDIA/physicsnemo #1317 (merged) says that a preconditioner's sigma should be its "
+        "scheduler's",
         report="physicsnemo-pairs",
     ),
     "time": Note(

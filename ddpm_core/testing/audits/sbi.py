@@ -21,7 +21,7 @@ NOTES = {
         "`Diffuser.run` calls `corrector(samples, t_next, t_current)`, and "
         "`LangevinCorrector.correct(theta, t0, t1)` asks for the score at t1. In Song et al. "
         "2021b, Algorithm 2, the corrector is at the time where the sample is, here t_next.",
-        "a corrector of one's own, of `t0`",
+        "no corrector, the default, or one of your own that takes `t0`",
         report="sbi-corrector",
     ),
 }

@@ -37,9 +37,10 @@ NOTES = {
         "A discrete VP model is told times between those of its training",
         "`get_pc_sampler` visits T .. eps, and `get_score_fn` tells t (N - 1): 1.998 for the "
         "index 1, of which β and the scale of the score are. `get_ddpm_loss_fn` trains on whole "
-        "numbers alone. Rounding would give 2.",
+        "numbers alone. Rounding would give 2 there, and one too many in all of the second half.",
         "a model that takes `labels.long()`",
-        "yang-song/score_sde_pytorch #2 (open), where rounding is proposed",
+        "yang-song/score_sde_pytorch #2 (open): its author agrees that rounding would be better, "
+        "expects little change, and keeps the times for likelihoods, which take the other branch",
         "score-sde-labels",
     ),
     "flow": Note(

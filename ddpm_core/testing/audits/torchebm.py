@@ -32,7 +32,7 @@ NOTES = {
         "`compute_diffusion` divides the SBDM coefficient by σ. In Ma et al. 2024 it is g² / 2, "
         "which goes to 0 with σ on the straight path. The last step, of size 0.04, takes the mean "
         "of the SDE's step and no noise, and so shrinks by what that noise would have been.",
-        '`last_step="Tweedie"`, or `diffusion_form="sigma"`',
+        '`last_step="Euler"` or `"Tweedie"`, or `diffusion_form="sigma"`',
         report="torchebm-sde",
     ),
     "time": Note(
