@@ -47,6 +47,8 @@ class Backend:
     xp: the namespace of the Array API standard
     device, dtype: of the arrays that it makes
     ops: the operations of the UNet; by default the reference's
+    measure: whether a network may choose its operations by their time, and results depend on it, by
+        rounding; where several processes shall have the same bits, it is set to False
 
     A subclass must set name, xp, device and dtype, and define `noise`; the rest has defaults. It is
     made by name as kind(device=..., dtype=..., **options), and raises ValueError for a device or
@@ -58,6 +60,7 @@ class Backend:
     device: Any
     dtype: Any
     ops: Ops = Ops()
+    measure: bool = False
 
     def asarray(self, a: Any, dtype: Any = None) -> Array:
         """Host data as an array of this library, device and dtype."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import tarfile
 from pathlib import Path
 
@@ -18,6 +19,7 @@ pytest_plugins = "command_fixtures"
 pytestmark = pytest.mark.usefixtures("one_thread_of_processes")
 
 TORCH = pytest.param("torch", marks=[pytest.mark.needs("torch"), pytest.mark.slow])
+ONNX = pytest.param("onnx", marks=[pytest.mark.needs("ndonnx", "onnxruntime"), pytest.mark.slow])
 WORDS = "sample --steps 2 --batch 4 --out-dir d --model"
 
 
@@ -62,9 +64,12 @@ def test_commands_of_a_job_array_write_the_shards_of_one(words, kind):
     assert files("e") == one
 
 
-@pytest.mark.parametrize("on", ["numpy", TORCH])
+@pytest.mark.parametrize("on", ["numpy", TORCH, ONNX])
 def test_processes_write_the_shards_of_one(words, monkeypatch, capsys, on):
-    """To the bit, also where shards do not fit batches."""
+    """To the bit, also where shards do not fit batches, and where one process is slow."""
+    if on == "onnx":
+        chosen = itertools.count()
+        monkeypatch.setattr("ddpm_core_onnx.backend.fastest", lambda *_: next(chosen) % 2)
     words += ["--shards", "npz", "--dtype", "float32", "--count", 11, "--backend", on]
     run(*words, "--shard-size", 11)
     one = arrays()

@@ -60,6 +60,7 @@ class Drawing:
     def batches(self, ids: Array, **options: bool) -> Generator[tuple[Array, list[Array]]]:
         """As `batches` gives them; options: process, whole and quiet."""
         on = open_backend(self.backend, self.device)
+        on.measure &= not options.get("whole", False)
         scale = parse_guidance(self.guidance, self.guidance_interval)
         return batches(
             self.checkpoint, on, self.solver, ids, self.dealt, self.seed, self.batch,

@@ -222,10 +222,9 @@ def evaluate(
         raise ValueError("there is nothing to evaluate: pass --data, or --features")
     checkpoint = load(model)
     levels = _levels(checkpoint, steps, terms, labelled) if bound else None
-    run = Run(
-        checkpoint, open_backend(backend_name, device), labelled, seed, batch, rank > 0,
-        background, skip_bad,
-    )  # fmt: skip
+    on = open_backend(backend_name, device)
+    on.measure &= work_dir is None  # what is kept there has the same bits from every process
+    run = Run(checkpoint, on, labelled, seed, batch, rank > 0, background, skip_bad)
     found = run.read(data, split)
     if "split" in given(context) and not datasets.has_splits(data):
         raise ValueError(f"leave out --split: {data} has no splits")
