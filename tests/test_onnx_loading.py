@@ -58,6 +58,12 @@ def test_there_and_back(folder, dtype):
             np.testing.assert_array_equal(p, rounded.astype(np.float32), strict=True)
 
 
+def test_the_suffix_in_capitals(folder):
+    """`export` writes such a file, and so it is read."""
+    Path("m.ONNX").write_bytes(export_network(small()))
+    same(load("m.ONNX"), small())
+
+
 @pytest.mark.slow
 def test_a_model_in_a_file_of_onnx(folder, capsys):
     """The commands take it like any other; a sampler's file has its network's weights as well."""

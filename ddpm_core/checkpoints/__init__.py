@@ -35,7 +35,7 @@ def load(path: str | Path) -> Checkpoint:
         )
     if path.is_dir():
         return _load_folder(path)
-    if path.suffix == onnx.SUFFIX:
+    if path.suffix.lower() == onnx.SUFFIX:
         return onnx.read(path)
     tensors, metadata = read_tensors(path)
     if KEY in metadata:
