@@ -193,7 +193,7 @@ def numbers(value: np.ndarray):
 
 
 HARM = {
-    "no metadata": (lambda m: m.ClearField("metadata_props"), "not a file of ONNX of ours, whose"),
+    "no metadata": (lambda m: m.ClearField("metadata_props"), "not written by ddpm-core export"),
     "no graph": (lambda m: m.ClearField("graph"), "missing: class_embedding.weight, "),
     "twice": (doubled, "conv_in.bias is there twice, or is no name"),
     "external": (external, "conv_in.bias has no numbers of float32, float16 or int8 in the file"),

@@ -36,7 +36,9 @@ def read(path: Path) -> own.Checkpoint:
         raise ValueError(f"{path} is not a file of ONNX, or is truncated ({cut(error)})") from None
     about = {entry.key: entry.value for entry in model.metadata_props}
     if own.KEY not in about:
-        raise ValueError(f"{path} is not a file of ONNX of ours, whose metadata has {own.KEY!r}")
+        raise ValueError(
+            f"{path} was not written by ddpm-core export: its metadata has no {own.KEY!r}"
+        )
     stored: dict[str, Array] = {}
     for each in model.graph.initializer:
         what = f"{path}: {cut(each.name)}"
