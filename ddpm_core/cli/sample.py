@@ -224,8 +224,10 @@ def sample(
     if gif is not None:
         pictures.check_place(gif, ".gif")
     is_npz = shards == "npz" if out_dir is not None else out.suffix.lower() == ".npz"
-    if dtype not in DTYPES or (dtype != "uint8" and not is_npz):
-        raise ValueError(f"--dtype must be uint8, or float32 of an .npz, but is {dtype!r}")
+    if dtype not in DTYPES:
+        raise ValueError(f"--dtype must be {' or '.join(DTYPES)}, but is {dtype!r}")
+    if dtype != "uint8" and not is_npz:
+        raise ValueError(f"--dtype {dtype} needs an .npz: pass --out NAME.npz or --shards npz")
     parse_guidance(guidance, guidance_interval)
     places = None if grid is None else parse_grid(grid)
     asked = None if ids is None and count is None else parse_ids(ids, count)
