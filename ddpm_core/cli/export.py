@@ -46,10 +46,12 @@ def export(
     ] = False,
     int8: Annotated[
         bool,
-        typer.Option("--int8", help="Store weights in int8, scaled row by row: a quarter of it."),
+        typer.Option(
+            "--int8", help="Store weights in int8, scaled row by row: a quarter of the size."
+        ),
     ] = False,
 ) -> None:
-    """Write a model as a file of ONNX, which other programs run and `load` reads back."""
+    """Write a model as a file of ONNX, for other programs; --model takes it, too."""
     if float16 and int8:
         raise ValueError("--float16 and --int8 are two ways to store weights: pass one of them")
     if sampler is None and (steps is not None or guidance is not None):

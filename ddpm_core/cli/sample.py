@@ -114,8 +114,8 @@ def sample(
         int | None,
         typer.Option(
             min=1, rich_help_panel=_WHERE,
-            help="Images of a shard: those of one id // SIZE. 8192 by default, or of large images "
-            "the power of two that 100 MB hold.",
+            help="Images of a shard: those of one id // SIZE. By default 8192, or a smaller "
+            "power of two if those have over 100 MB.",
         ),
     ] = None,
     dtype: Annotated[

@@ -98,9 +98,7 @@ class Layout:
 
 
 def usual_size(image: int) -> int:
-    """How many images a shard has, a power of two so that batches fit, if an image has so many
-    bytes.
-    """
+    """How many images of so many bytes a shard has: a power of two, so that batches fit."""
     return 1 << min((_USUAL // image).bit_length() - 1, 13) if image <= _USUAL else 1
 
 
