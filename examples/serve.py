@@ -83,6 +83,8 @@ class Engine:
     def __init__(
         self, model: ddpm.Checkpoint, on: Backend, batch: int = 16, queue: int = 256
     ) -> None:
+        if batch < 1:
+            raise ValueError(f"batch must be at least 1, but is {batch}")
         self.model, self.on, self.batch, self.queue = model, on, batch, queue
         self.noise = ddpm.portable_noise(0, on.xp, on.device, on.dtype)
         self.predict, self.denoise = model.predictor(on.network), ddpm.clip(self._guided)

@@ -144,6 +144,12 @@ def test_a_bounded_queue():
         engine.submit(job("ddim", 1))
 
 
+def test_no_batch_is_refused():
+    """None would ever be drawn."""
+    with pytest.raises(ValueError, match="batch must be at least 1, but is 0"):
+        serve.Engine(MODEL, ON, batch=0)
+
+
 def test_the_thread_survives_an_error():
     """A call that fails is the answer to those in it alone."""
     engine = serve.Engine(MODEL, ON)
