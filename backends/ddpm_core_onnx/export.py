@@ -74,6 +74,7 @@ def export_sampler(
         raise ValueError("guidance needs a model of classes that was also trained without one")
     held = weights(checkpoint.params, dtype)
     predict = checkpoint.predictor(lambda params, config: network(held, config))
+    # Refused here, since in the graph no number can be looked at: no sampler, or foreign levels.
     check_run(sampler, np.empty(1), portable_noise)
     predict.timestep(np.empty(sampler.nfe), sampler.levels.take(slice(None, -1)))
     predict = _Traced(predict.net, predict.schedule, predict.predicts, predict.variance)
