@@ -40,7 +40,7 @@ def runtime(out: Path) -> None:
     """Fetches ONNX Runtime from npm, and its licence, which is ours but for the name."""
     npm = shutil.which("npm")
     if npm is None:
-        raise SystemExit("npm is not installed, which fetches ONNX Runtime")
+        raise SystemExit("npm, which fetches ONNX Runtime, is not installed")
     out.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory() as folder:
         packed = subprocess.run(
