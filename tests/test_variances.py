@@ -367,7 +367,7 @@ def test_optimal_errors_of_a_level_per_sample():
 def test_optimal_of_one_error_is_one_variance(lib):
     """An error that is an array of no axes gives a variance of none, at a level of the host."""
     t, s = ddpm.linear()(500), ddpm.linear()(250)
-    assert ddpm.optimal(lambda t: lib.asarray(0.25))(t, s).shape == ()
+    assert ddpm.optimal(lambda t: lib.asarray(np.float32(0.25)))(t, s).shape == ()
 
 
 def test_optimal_takes_the_error_of_a_torch_batch():
