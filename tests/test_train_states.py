@@ -80,7 +80,7 @@ def test_what_may_change(here, started, capsys):
         assert f"{option} was" in fails(capsys, *RESUME, option, value)
 
 
-EACH = 10  # calls from one kill to the next
+EACH = 17  # calls from one kill to the next
 
 KILLED = """
 import json, os, pathlib, signal, sys
@@ -131,7 +131,7 @@ print(at)
 @pytest.mark.slow
 @pytest.mark.skipif(not hasattr(signal, "SIGKILL"), reason="no SIGKILL here")
 def test_killed_at_any_call(here, started, through):
-    """SIGKILL before a call that opens, writes, syncs, renames or removes a file, of each tenth.
+    """SIGKILL before a call that opens, writes, syncs, renames or removes a file, of every 17th.
 
     With EACH = 1 it is of each call, which takes minutes, and passes too.
     """
