@@ -72,6 +72,45 @@ def test_convergence_from_near_alpha_0():
     assert np.all(abs(found.slopes - 1) < 0.15)
 
 
+def test_convergence_in_law():
+    """The error of a solver with noise is the distance of its law from N(1, 1/4) at the end."""
+
+    def solver(*args, **times):  # keeps neither the mean nor the variance
+        sampler = ddpm.ancestral(*args, **times)
+        return replace(sampler, point=1.01 * sampler.point)
+
+    schedule = ddpm.VP()
+    times = schedule.at(np.linspace(schedule(1.0).logsnr, schedule(1e-3).logsnr, 11)).time
+    times[0], times[-1] = 1.0, 1e-3
+    data = ddpm.GaussianOracle([1.0], 0.25)
+    expected = ddpm.law(solver(schedule, 10, times=times), data, exact_start=True).w2
+    found = ddpm.convergence(solver, (10, 20)).errors[0]
+    assert found == pytest.approx(expected, rel=1e-9)
+
+
+class Later:
+    """A schedule whose times begin at 5."""
+
+    def __init__(self, schedule):
+        self.schedule, self.ends = schedule, tuple(5.0 + end for end in schedule.ends)
+
+    def __call__(self, time):
+        return self.shifted(self.schedule(time - 5.0))
+
+    def at(self, logsnr):
+        return self.shifted(self.schedule.at(logsnr))
+
+    def shifted(self, t):
+        return t._replace(time=5.0 + t.time)
+
+
+def test_convergence_of_times_that_begin_late():
+    """The grid's share of the times is one of their whole range."""
+    expected = ddpm.convergence(ddpm.ddim, (5, 10))
+    found = ddpm.convergence(ddpm.ddim, (5, 10), Later(ddpm.VP()))
+    np.testing.assert_allclose(found.errors, expected.errors, rtol=1e-9)
+
+
 def test_a_point_is_no_law_of_spread_data():
     """KL(data | sampler) is inf, not NaN, where a sampler of spread data draws one point.
 
