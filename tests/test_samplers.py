@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -260,6 +261,30 @@ def test_rows_per_sample(solver, path, data):
         ):
             np.testing.assert_array_equal(a[one], b)
         assert [float(c[i]) for c in table.level] == list(rows[i].level)
+    assert all(c.shape == (sampler.nfe,) for c in table.level)
+
+
+def test_rows_on_a_device():
+    """`rows_as` puts the table where it is told."""
+    device = array_api_strict.Device("device1")
+    row = ddpm.ddim(LINEAR, 3).rows_as(array_api_strict, array_api_strict.float64, device)
+    assert {c.device for c in (*row.level, *row.read, *row.point, *row.anchor)} == {device}
+
+
+def test_given_needs_no_reading_that_is_not_remembered():
+    """A sampler without memory takes the raw output as it comes: one sum a row."""
+    np.testing.assert_array_equal(ddpm.ddim(LINEAR, 3).given(ddpm.eps).read, [[0, 1]] * 3)
+
+
+def test_what_stays_is_not_computed():
+    """An x_0 as it comes, an anchor that stays and one that becomes x are the arrays themselves."""
+    x, anchor, y = np.zeros((3, 1, 2))
+    first = ddpm.dpmpp_2m(LINEAR, 4).rows()[0]
+    state = ddpm.advance(first, samplers.State(x, anchor, (x,)), y)
+    assert state.memory[0] is y
+    assert state.anchor is anchor
+    becomes = samplers.bdia(LINEAR, 4).rows()[1]
+    assert ddpm.advance(becomes, samplers.State(x, anchor, ()), y).anchor is x
 
 
 @solvers
@@ -287,6 +312,21 @@ def test_noise_is_drawn_where_a_row_takes_it():
         noise = lambda i, shape, steps=steps: steps.append(i) or np.ones(shape)
         ddpm.sample(TOY, each, np.zeros((1, 2)), noise)
         assert steps == wanted
+
+
+def test_kernels_and_their_noise():
+    """A kernel is asked wherever levels do not rise, and draws no noise into clean data."""
+    asked, drawn = [], []
+
+    def kernel(x, t, s):
+        asked.append((t.time, s.time))
+        return ddpm.Gaussian(x, 1.0)
+
+    levels = LINEAR(np.array([900, 500, 500, 700, 0]))
+    noise = lambda i, shape: drawn.append(i) or np.ones(shape)
+    ddpm.sample_kernel(kernel, levels, np.zeros((1, 2)), noise)
+    assert asked == [(900, 500), (500, 500), (700, 0)]
+    assert drawn == [1, 2, 3]
 
 
 @solvers
@@ -382,6 +422,8 @@ def test_tables_of_wrong_shape():
     good = ddpm.ddim(LINEAR, 3)
     with pytest.raises(ValueError, match=r"anchor has shape \(2, 4\), but 3 rows need \(3, 4\)"):
         ddpm.Sampler("s", good.levels, good.read, good.point, good.anchor[:2])
+    with pytest.raises(ValueError, match=r"point has shape \(3,\), but 3 rows need \(3, 3\)"):
+        ddpm.Sampler("s", good.levels, good.read, good.point[:, 0], good.anchor)
     with pytest.raises(ValueError, match=r"point has shape \(3, 3\), but a row has at least 4"):
         ddpm.Sampler("s", good.levels, good.read, good.point[:, :3], good.anchor[:, :3])
     clean = LINEAR(np.array([1000, 0, 0, 0]))

@@ -141,8 +141,13 @@ def test_ddim_inversion_grids():
 
 def test_ddim_inversion_from_clean_data():
     """Nothing is read there: an error, and nothing before it."""
-    with pytest.raises(ValueError, match="clean data"):
+    with pytest.raises(ValueError, match="ddim_inversion cannot start at clean data, time 0"):
         samplers.ddim_inversion(LINEAR, 2, times=[0, 500, 1000])
+
+
+def test_ddim_inversion_to_the_same_level():
+    with pytest.raises(ValueError, match=r"times must rise, .* but are \[100. 500. 500.\]"):
+        samplers.ddim_inversion(LINEAR, 2, times=[100, 500, 500])
 
 
 def probed(paper, g, calls, **options) -> samplers.Unrolled:

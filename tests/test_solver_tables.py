@@ -84,6 +84,13 @@ def test_number_of_calls(name):
         assert SOLVERS[name](LINEAR, n, times=noisy).nfe == calls(name, n, False)
 
 
+@solvers
+def test_no_reading_is_kept_in_vain(solver):
+    """Some row takes the earliest reading that a state has room for."""
+    sampler = solver(LINEAR, 10)
+    assert np.any(sampler.point[:, -2]) or np.any(sampler.anchor[:, -2])
+
+
 ENTRY = {entry.name: entry for entry in ENTRIES}
 #: Those that read eps, and one that works in x / α.
 NEED_DATA = {n for n in SOLVERS if ENTRY[n.split()[0]].reads == "eps" or n.startswith("er_sde")}
