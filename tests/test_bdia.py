@@ -142,6 +142,7 @@ def test_gamma(solver, gamma):
         samplers.bdia(LINEAR, 4),
         ddpm.ddim(LINEAR, 4),
         ddpm.unipc_2(LINEAR, 4, times=[1000, 750, 500, 250, 100]),
+        ddpm.heun(LINEAR, 4, times=[1000, 750, 500, 300, 250]),
     ],
 )
 def test_no_way_back(sampler):

@@ -58,6 +58,10 @@ def test_numbers(data, name, n, width):
     check_equal(Sampler.from_json(text), sampler)
 
 
+def test_the_longest_text():
+    check_equal(Sampler.from_json(TEXT.ljust(2**24)), Sampler.from_json(TEXT))
+
+
 def test_other_writers():
     """1.0 may be spelled 1, and -0.0 as -0, as other languages do."""
     about = json.loads(TEXT)
