@@ -27,6 +27,7 @@ from solver_paths import (
 
 import ddpm_core as ddpm
 from ddpm_core import samplers
+from ddpm_core.samplers.unrolled import mixed_signs
 
 
 def run(u: samplers.Unrolled, denoise, x, noise):
@@ -125,6 +126,7 @@ def test_from_step_converts_arrays():
         lambda i, x, y, z: x + y + z * np.abs(z),
         lambda i, x, y, z: x / np.maximum(1, np.abs(x)) + y,
         lambda i, x, y, z: np.where(np.abs(x) > 1.5, 0.5, 1.0) * x + y,
+        lambda i, x, y, z: x + y + 0.01 * x**2,
     ],
     ids=[
         "square",
@@ -137,6 +139,7 @@ def test_from_step_converts_arrays():
         "noise by its size",
         "norm of a sample",
         "norm above a limit",
+        "a hundredth",
     ],
 )
 def test_from_step_of_what_is_not_linear(step):
@@ -144,6 +147,18 @@ def test_from_step_of_what_is_not_linear(step):
     levels = ddpm.levels_of(LINEAR, 3)
     with pytest.raises(ValueError, match=r"step 0 is not linear in \(x, y, z\): of a sum"):
         samplers.from_step(step, levels)
+
+
+def test_from_step_of_what_is_linear_to_rounding():
+    """A step in half precision is, and one that forgets everything."""
+    levels = ddpm.levels_of(LINEAR, 1)
+    u = samplers.from_step(lambda i, x, y, z: (100 * x).astype(np.float16), levels)
+    assert u.x.tolist() == [1, 100]
+    assert samplers.from_step(lambda i, x, y, z: 0 * x, levels).x.tolist() == [1, 0]
+
+
+def test_probes_have_both_signs():
+    assert {*mixed_signs(20)} == {-1.0, 1.0}
 
 
 @pytest.mark.parametrize("predicts", [ddpm.x0, ddpm.eps, ddpm.v])
@@ -169,6 +184,9 @@ def test_unrolled_of_wrong_shape():
             said = f"point {i} depends on reading or noise {j}, which comes after it"
             with pytest.raises(ValueError, match=said):
                 replace(good, **{name: ahead})
+    ahead = np.eye(4, 3) / 10  # as much of the reading as of the noise
+    with pytest.raises(ValueError, match="point 0 depends on reading or noise 0"):
+        replace(good, y=good.y + ahead, z=good.z + ahead)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
@@ -236,6 +254,8 @@ def test_noises_of_a_loop_have_places():
         return x + network(x, 2)
 
     assert from_loop(loop).z.tolist() == [[0, 0, 0], [5, 0, 0], [5, 1, 0], [5, 1, 0]]
+    against = lambda network, x, draw: network(x, 0) + 3 * draw() - 4 * draw()
+    assert np.abs(from_loop(against, 1).z).tolist() == [[0], [5]]
 
 
 def test_noises_that_act_apart_take_an_earlier_place():
@@ -244,7 +264,7 @@ def test_noises_that_act_apart_take_an_earlier_place():
     def loop(network, x, draw):
         x = x + network(x, 0)
         kept = x
-        a, b = draw(), draw()
+        a, b = 9 * draw(), draw()
         x = kept + network(kept + a + b, 1)
         return x + b + network(x, 2)
 
@@ -256,7 +276,7 @@ def test_noises_that_act_apart_take_an_earlier_place():
         return loop(lambda x, i: network(x, i + 1), x + network(x, 0), draw)
 
     u = samplers.from_loop(later, levels.take, levels.take(4))
-    assert u.z[2].tolist() == [1, 1, 0, 0]
+    assert u.z[2].tolist() == [1, 9, 0, 0]
     assert sorted(u.z[4].tolist()) == [0, 0, 0, 1]
 
 
@@ -265,6 +285,8 @@ def test_small_probes_pass_beneath_a_clip():
     with pytest.raises(ValueError, match="the loop is not linear up to call 1: of a sum"):
         from_loop(loop, 1)
     assert from_loop(loop, 1, size=1e-3).y.tolist() == [[0], [1]]
+    wider = lambda network, x, draw: np.clip(network(x, 0), -4, 4)
+    assert from_loop(wider, 1).y.tolist() == [[0], [1]]
 
 
 @pytest.mark.parametrize(
