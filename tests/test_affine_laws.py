@@ -208,6 +208,10 @@ def test_probes_come_in_bounded_batches(monkeypatch):
     largest.clear()
     check_same_law(law_of(loop, DATA), expected)
     assert max(largest) == 4
+    monkeypatch.setattr("ddpm_core.certificates.laws._AT_ONCE", 5)  # less than one probe has
+    largest.clear()
+    check_same_law(law_of(loop, DATA), expected)
+    assert largest == [1, 2, 1, 1, 1, 1, 1, 1]
 
 
 NOT_AFFINE = {
@@ -217,6 +221,7 @@ NOT_AFFINE = {
     "mixture": ddpm.MixtureOracle([0.5, 0.5], np.eye(3)[:2], 0.1),
     "a little": lambda x, t: DATA(x, t) + 1e-3 * np.tanh(x),
     "not a number": lambda x, t: x * np.nan,
+    "in one coordinate": lambda x, t: x * [10.0, 1.0, 1.0] + x**2 * [0.0, 0.1, 0.0],
 }
 
 
@@ -238,12 +243,13 @@ def test_the_message_says_by_how_much():
         ddpm.law(ddpm.ddim(LINEAR, 4), lambda x, t: x**2, one)
 
 
-@pytest.mark.parametrize("at_zero", [0, 1])
-def test_a_loop_that_asks_for_noise_as_it_likes(at_zero):
+@pytest.mark.parametrize(("at_zero", "then"), [(0, 3), (0, 1), (1, 3)])
+def test_a_loop_that_asks_for_noise_as_it_likes(at_zero, then):
     """More of it where x is not 0 than the run at 0 showed: of no step, or of fewer elements."""
 
     def loop(x, noise):
-        return x + noise(1, x.shape) if x.any() else x + (noise(1, (len(x), 1)) if at_zero else 0)
+        count = then if x.any() else at_zero
+        return x + (noise(1, (len(x), count)) if count else 0)
 
     with pytest.raises(ValueError, match="not affine: what it asks of the noise of step 1"):
         law_of(loop, DATA)
@@ -255,6 +261,14 @@ def test_rounding_is_affine():
     sampler = ddpm.ancestral(LINEAR, 4)
     found, expected = ddpm.law(sampler, nearly, DATA), ddpm.law(sampler, DATA)
     np.testing.assert_allclose(found.cov, expected.cov, rtol=0, atol=1e-8)
+    found = law_of(lambda x, noise: 1e6 * (x @ FULL), DATA)
+    np.testing.assert_allclose(found.cov, 1e12 * FULL @ FULL, rtol=CLOSE)
+
+
+def test_nothing_at_all_is_affine():
+    """A denoiser that says 0, of which a last step makes 0."""
+    found = ddpm.law(ddpm.ancestral(LINEAR, 4), lambda x, t: 0 * x, DATA)
+    np.testing.assert_array_equal(found.cov, np.zeros((3, 3)))
 
 
 TURN = np.linalg.qr(np.random.default_rng(0).standard_normal((3, 3)))[0]
@@ -304,6 +318,9 @@ def test_points_alone():
     nearly = ddpm.GaussianOracle(np.zeros(2), [1e-22, 1.0])
     assert law_of(lambda x, noise: x, nearly).kl == math.inf
     assert law_of(lambda x, noise: x * [0.0, 1.0], nearly).kl == pytest.approx(0, abs=CLOSE)
+    # The scale is that of the law: a standard deviation of 1e-9 beside 1e-3 counts.
+    small = ddpm.GaussianOracle(np.zeros(2), [1e-18, 1e-6])
+    assert law_of(lambda x, noise: x * [0.0, 1e-3], small).kl == math.inf
     # All of it at the origin, where there is no scale to compare with.
     nothing = law_of(fixed(np.zeros(3), [0.0, 0.0, 0.0]), spread(np.zeros(3), [0.0] * 3))
     assert (nothing.kl, nothing.w2) == (0.0, 0.0)
