@@ -406,7 +406,7 @@ def test_largest_eta(path):
 
 def test_eta_and_integers_are_refused():
     """An eta that leaves no real root, or integers to sample from, are errors with the value."""
-    for eta in (-0.5, 2.0):
+    for eta in (-0.5, 1.05, 2.0):
         with pytest.raises(ValueError, match=f"but eta = {eta}"):
             ddpm.ddim(LINEAR, 4, eta)
     whole, said = np.zeros((2, 2), dtype=np.int64), "x has dtype int64: convert it to floating"
@@ -477,6 +477,21 @@ def test_shapes_that_would_broadcast_are_refused():
         ddpm.sample(lambda x, t: x, sampler, x, lambda step, shape: np.zeros(2))
     with pytest.raises(ValueError, match=r"y has shape \(4,\) but x_t has shape \(4, 2\)"):
         ddpm.loss(lambda x, t: x[:, 0], x, x, ddpm.linear()(500))
+
+
+class Foreign:
+    """An array of another library that has NumPy's dtypes."""
+
+    dtype, shape = np.dtype(np.float64), (2, 3)
+
+    def __array_namespace__(self, api_version=None):
+        return array_api_strict
+
+
+def test_arrays_of_two_libraries_are_refused():
+    sampler, x = ddpm.ddim(LINEAR, 2), np.zeros((2, 3))
+    with pytest.raises(TypeError, match=r"y is a .* Foreign: pass arrays of one library"):
+        ddpm.advance(sampler.rows()[0], sampler.start(x), Foreign())
 
 
 def test_swapped_levels_are_refused():

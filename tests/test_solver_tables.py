@@ -265,6 +265,19 @@ def test_edm_stochastic_starts_where_x_is(times, churn):
         assert k[row] == pytest.approx((1 + gamma) * np.exp(-LINEAR(time).logsnr / 2), rel=1e-12)
 
 
+def test_edm_stochastic_within_its_range():
+    """The ends of [s_min, s_max] are in it; elsewhere, and without noise, its levels are heun's."""
+    heun = ddpm.heun(LINEAR, 6)
+    k = (heun.levels.sigma / heun.levels.alpha)[4]
+    one = samplers.edm_stochastic(LINEAR, 6, s_min=k, s_max=k)
+    assert np.flatnonzero(one.levels.time != heun.levels.time).tolist() == [4]
+    assert np.flatnonzero(one.point[:, -1]).tolist() == [3]
+    schedule = ddpm.VP()  # whose inverse rounds
+    none = samplers.edm_stochastic(schedule, 6, churn=0.0)
+    np.testing.assert_array_equal(none.levels.time, ddpm.heun(schedule, 6).levels.time)
+    assert not samplers.edm_stochastic(LINEAR, 6, s_noise=0.0).stochastic
+
+
 def test_sa_solver_with_next_to_no_noise():
     """A τ whose square underflows is none."""
     sampler = samplers.sa_solver(LINEAR, 4, 1e-200)
@@ -279,8 +292,20 @@ def test_er_sde_far_into_noise():
     assert np.isfinite(samplers.er_sde(schedule, 50, phi=lambda k: k**1.5).point).all()
 
 
+@pytest.mark.parametrize(
+    ("times", "phi"), [([1000, 0], lambda k: 0 * k), ([1000, 500], lambda k: k * (k > 10))]
+)
+def test_er_sde_of_no_phi(times, phi):
+    """φ is positive in a single step too: where it begins, and where it ends with noise."""
+    with pytest.raises(ValueError, match="phi must be positive"):
+        samplers.er_sde(LINEAR, 1, phi=phi, times=times)
+
+
 def test_er_sde_of_the_flow_takes_no_noise():
     """With φ(k) = k no rounding of k_s² - r² k_t² is taken for noise; with next to k, noise is."""
     for n in (3, 10, 50, 1000):
         assert not samplers.er_sde(LINEAR, n, phi=lambda k: k).stochastic
+    small = np.linspace(1e-3, 0, 300)  # where k³ is far below the rounding of k²
+    edm = ddpm.schedules.EDM()
+    assert not samplers.er_sde(edm, 299, phi=lambda k: k, times=small).stochastic
     assert samplers.er_sde(LINEAR, 10, phi=lambda k: k**1.0001).stochastic
