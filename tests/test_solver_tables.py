@@ -152,6 +152,15 @@ def test_first_step_from_alpha_0(name):
             check_marginals(sampler)
 
 
+@pytest.mark.parametrize("name", sorted(SOLVERS.keys() - NEED_DATA - {"bdia"}))
+def test_no_trace_of_a_step_from_alpha_0(name):
+    """The rows after it are those of the solver that begins where it ends; bdia looks back."""
+    sampler = SOLVERS[name](ZERO, 5)
+    later = SOLVERS[name](ZERO, 4, times=[800, 600, 400, 200, 0])
+    np.testing.assert_array_equal(sampler.point[1:], later.point)
+    np.testing.assert_array_equal(sampler.anchor[1:], later.anchor)
+
+
 @pytest.mark.parametrize("name", sorted(SOLVERS.keys() - NEED_DATA))
 def test_smoke_samples_from_alpha_0(name):
     x = np.random.default_rng(0).standard_normal((4, 2))
