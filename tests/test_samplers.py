@@ -473,10 +473,22 @@ def test_shapes_that_would_broadcast_are_refused():
     noise = lambda step, shape: np.zeros(shape)
     with pytest.raises(ValueError, match=r"y has shape \(4, 1\) but x has shape \(4, 2\)"):
         ddpm.sample(lambda x, t: x[:, :1], sampler, x, noise)
+    with pytest.raises(ValueError, match=r"y has shape \(4, 1\) but x has shape \(4, 2\)"):
+        ddpm.sample(lambda x, t: x[:, :1], ddpm.ddim(ddpm.linear(), 2), x)
     with pytest.raises(ValueError, match=r"z has shape \(2,\) but x has shape \(4, 2\)"):
         ddpm.sample(lambda x, t: x, sampler, x, lambda step, shape: np.zeros(2))
     with pytest.raises(ValueError, match=r"y has shape \(4,\) but x_t has shape \(4, 2\)"):
         ddpm.loss(lambda x, t: x[:, 0], x, x, ddpm.linear()(500))
+
+
+@pytest.mark.parametrize(("dtype", "other"), [(np.float32, np.float64), (np.float64, np.float32)])
+def test_outputs_of_another_dtype(dtype, other):
+    """They are in that of x before anything is computed."""
+    sampler, rng = ddpm.ddim(LINEAR, 2), np.random.default_rng(0)
+    state, y = sampler.start(rng.standard_normal((9, 2)).astype(dtype)), rng.standard_normal((9, 2))
+    y = y.astype(other)
+    found, expected = (ddpm.advance(sampler.rows()[0], state, a) for a in (y, y.astype(dtype)))
+    np.testing.assert_array_equal(found.point, expected.point, strict=True)
 
 
 class Foreign:

@@ -169,6 +169,21 @@ def test_from_step_calls_no_network_at_clean_data(predicts):
         samplers.from_step(lambda i, x, y, z: x, levels, predicts)
 
 
+def test_outputs_that_say_nothing_are_refused_at_once():
+    """Before a step is taken, and after one run of a loop, which counts its calls."""
+    levels, runs = ddpm.zero_terminal_snr(LINEAR)(np.array([900, 1000, 500])), []
+    with pytest.raises(ValueError, match="eps says nothing of x_0 where alpha = 0"):
+        samplers.from_step(lambda *_: pytest.fail("a step"), levels, ddpm.eps)
+
+    def loop(network, x, draw):
+        runs.append(x)
+        return network(network(x, 0), 1)
+
+    with pytest.raises(ValueError, match="eps says nothing of x_0 where alpha = 0"):
+        samplers.from_loop(loop, levels.take, levels.take(2), ddpm.eps)
+    assert len(runs) == 1
+
+
 def test_unrolled_of_wrong_shape():
     """Shapes that disagree, and a point that knows the future, cannot be."""
     good = ddpm.ancestral(LINEAR, 3).unroll()
@@ -226,16 +241,20 @@ def test_from_loop_finds_the_table(solver, path):
     """The whole of `sample`, in coordinates of its own, run once on the basis."""
     sampler = path.build(solver)
     u, levels = sampler.unroll(), sampler.levels
+    for predicts in (ddpm.x0, ddpm.v):
+        rows = sampler.given(predicts).rows()
 
-    def loop(network, x, draw):
-        state = sampler.start(x / 3)
-        for i, row in enumerate(sampler.rows()):
-            y = network(3 * state.point, i)
-            state = ddpm.advance(row, state, y, draw())
-        return 3 * state.point
+        def loop(network, x, draw, rows=rows):
+            state = sampler.start(x / 3)
+            for i, row in enumerate(rows):
+                y = network(3 * state.point, i)
+                state = ddpm.advance(row, state, y, draw())
+            return 3 * state.point
 
-    found = samplers.from_loop(loop, levels.take, levels.take(-1), scale=lambda t: 3.0)
-    check_same(found, u, 8 * sampler.nfe * lost(sampler))
+        end = levels.take(-1)
+        found = samplers.from_loop(loop, levels.take, end, predicts, scale=lambda t: 3.0)
+        grown = 1 if predicts is ddpm.x0 else 1 / levels.alpha.min()
+        check_same(found, u, 8 * sampler.nfe * grown * lost(sampler))
 
 
 def from_loop(loop, n=3, **options):
@@ -304,6 +323,10 @@ def test_small_probes_pass_beneath_a_clip():
         (
             lambda network, x, draw: network(x, 0) + (draw() if x[0] else 0),
             "draws noise 0 times for x = 0, and more often otherwise",
+        ),
+        (
+            lambda network, x, draw: network(x, 0) + draw() + (draw() if x[0] else 0),
+            "draws noise 1 times for x = 0, and more often otherwise",
         ),
     ],
 )
