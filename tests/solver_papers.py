@@ -455,6 +455,9 @@ PAPERS = [
     ("plms", samplers.plms, PLMS, {}),
     ("er_sde", samplers.er_sde, cui_er, {}),
     ("sa_solver", samplers.sa_solver, xue_sa, {}),
+    ("unipc_1", samplers.unipc_1, partial(zhao_unipc, order=1), {}),
+    ("unipc_2", ddpm.unipc_2, zhao_unipc, {}),
+    ("unipc_3", samplers.unipc_3, partial(zhao_unipc, order=3), {}),
     ("restart", samplers.restart, xu_restart, {}),
     ("edm_stochastic", samplers.edm_stochastic, partial(karras_2, churn=30.0), {}),
 ]
