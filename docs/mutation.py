@@ -78,7 +78,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "samplers/extended": SOLVERS,
     "samplers/unipc": SOLVERS,
     "samplers/reversible": ("bdia", "samplers", "order_conditions"),
-    "samplers/registry": ("solver_orders", "solver_tables"),
+    "samplers/registry": ("solver_orders", "solver_tables", "bdia"),
     "samplers/interchange": ("interchange",),
     "certificates/laws": ("affine_laws", "laws", "certificates", "arguments"),
     "certificates/orders": ("certificates", "solver_orders", "arguments"),
