@@ -353,6 +353,8 @@ class Measured(Plain):
             for each in gc.get_objects()
             if type(each) is types.FunctionType and each.__code__.co_filename == str(self.path)
         ]
+        inside = vars(sys.modules[self.module]).values()
+        caches: list[Any] = [each for each in inside if hasattr(each, "cache_clear")]
         gc.freeze()
         same = exchanges(self.path, self.tree, self.tree)
         numbers = {code: i for i, code in enumerate(same)}
@@ -363,6 +365,9 @@ class Measured(Plain):
             seen: list[list[int]] = []
             for item, after in zip(items, [*items[1:], None], strict=True):
                 self.called = set()
+                if calls or item is items[0]:
+                    for cache in caches:
+                        cache.cache_clear()
                 sys.setprofile(self.see if calls else None)
                 session.config.hook.pytest_runtest_protocol(item=item, nextitem=after)
                 sys.setprofile(None)

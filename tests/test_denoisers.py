@@ -74,6 +74,8 @@ def test_predictor_splits_the_variance():
     x_0, v = predict.both(np.zeros((2, 3, 4, 4)), LINEAR(500))
     np.testing.assert_array_equal(x_0, y[:, :3])
     np.testing.assert_array_equal(v, y[:, 3:])
+    _, v = predict.interpret(y[:, :, 0, 0], np.zeros((2, 3)))  # of channels alone
+    np.testing.assert_array_equal(v, y[:, 3:, 0, 0])
     fixed = ddpm.Predictor(lambda x, time: y, LINEAR, ddpm.x0)
     assert fixed.both(np.zeros((2, 6, 4, 4)), LINEAR(500))[1] is None
 
@@ -127,6 +129,9 @@ def test_levels_of_another_schedule_are_refused(kind):
         predict(x_t, mixed)
     with pytest.raises(ValueError, match=match):  # a number against an array
         predict(x_t, t._replace(time=np.asarray([500.0, 500.0])))
+    near = LINEAR(500)._replace(logsnr=LINEAR(500).logsnr + 0.01)
+    with pytest.raises(ValueError, match=r"time 500 has log-SNR -2"):
+        predict(x_t, near.map(kind))
 
 
 def net(x, timestep):

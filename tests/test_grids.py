@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ddpm_core import VP, linear, zero_terminal_snr
+from ddpm_core import VP, from_betas, linear, zero_terminal_snr
 from ddpm_core.grids import karras, leading, linspace, log_snr, quad, trailing
 from ddpm_core.schedules import EDM, Discrete, LinearLogSNR
 from ddpm_core.testing import strategies
@@ -157,6 +157,7 @@ def test_fractional_grids_fall_strictly_from_the_noisiest_to_clean_data(grid):
 
 @fractional
 @given(schedule=strategies.schedules(60), steps=st.integers(1, 300))
+@example(schedule=from_betas([0.5]), steps=2)
 def test_fractional_grids_on_any_schedule(grid, schedule, steps):
     """More steps than T, continuous times, a clean end that has noise: the same properties."""
     if isinstance(schedule, Discrete) and schedule.T == 1 and steps > 1:
@@ -182,6 +183,7 @@ def test_fractional_grids_are_even_in_their_coordinate(schedule):
             (log_snr, lambda t: t.logsnr),
             (karras, lambda t: k(t, 7)),
             (lambda *a: karras(*a, rho=2.5), lambda t: k(t, 2.5)),
+            (lambda *a: karras(*a, rho=1), lambda t: k(t, 1)),
         ]:
             times = grid(schedule, steps)
             noisy = times if last == 0 else times[:-1]
@@ -215,3 +217,23 @@ def test_fractional_grids_need_steps(grid):
     for steps in (0, 2.5):
         with pytest.raises(ValueError, match="steps must be an integer of at least 1"):
             grid(linear(), steps)
+
+
+class Later:
+    """VP at the times 3 .. 5, of which 3 is clean data."""
+
+    ends = (3.0, 5.0)
+
+    def __call__(self, time, dtype=None):
+        return VP()((time - 3) / 2)._replace(time=time)
+
+    def at(self, logsnr):
+        t = VP().at(logsnr)
+        return t._replace(time=3 + 2 * t.time)
+
+
+@pytest.mark.parametrize("grid", [trailing, *FRACTIONAL])
+def test_grids_of_shifted_times(grid):
+    """Of a schedule whose times are others, a grid has the same levels."""
+    for steps in (1, 2, 7):
+        np.testing.assert_allclose(grid(Later(), steps), 3 + 2 * grid(VP(), steps), rtol=1e-9)

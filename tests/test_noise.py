@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import math
 import pickle
+import re
 
+import array_api_strict
 import numpy as np
 import pytest
 from hypothesis import assume, given
@@ -273,9 +275,9 @@ def test_steps_and_ids_are_integers(lib):
             noise(0, (2, 3), bad)
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.asarray], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [np.int64, np.uint8, np.asarray, lambda step: [step]])
 def test_steps_of_any_kind_of_integer(kind):
-    """NumPy's integers and arrays () are integers."""
+    """NumPy's integers and arrays () are integers; a list of one is a step for all samples."""
     noise = portable_noise(0)
     np.testing.assert_array_equal(noise(kind(7), (2, 3)), noise(7, (2, 3)))
 
@@ -289,6 +291,36 @@ def test_counts_of_ids_and_steps_are_named():
         ValueError, match=r"3 steps do not fit shape \(2, 3\): pass one, or one per"
     ):
         noise([0, 1, 2], (2, 3))
+
+
+@pytest.mark.parametrize("shape", [3, 0, ()])
+def test_a_shape_without_a_batch_is_named(shape):
+    """A shape is a tuple that begins with the batch."""
+    with pytest.raises(
+        TypeError, match=rf"shape must be a tuple .*, but is {re.escape(str(shape))}"
+    ):
+        portable_noise(0)(0, shape)
+
+
+def test_steps_and_ids_of_the_device():
+    """Integers of the device are those of the host, and the noise is on it."""
+    xp = array_api_strict
+    device = xp.Device("device1")
+    step, ids = xp.asarray([5], device=device), xp.asarray([3, 4], device=device)
+    actual = portable_noise(0, xp, device)(step, (2, 3), ids)
+    assert actual.device == device
+    expected = portable_noise(0)(5, (2, 3), [3, 4])
+    np.testing.assert_array_equal(actual.to_device(xp.Device("CPU_DEVICE")), expected)
+
+
+@pytest.mark.needs("torch")
+def test_a_plain_library():
+    """torch itself, without the functions that array-api-compat adds, draws the same."""
+    import torch
+
+    np.testing.assert_array_equal(
+        portable_noise(0, torch)([1], (2, 3)), portable_noise(0)(1, (2, 3))
+    )
 
 
 @pytest.mark.parametrize("seed", [1.0, "3", None])

@@ -25,6 +25,7 @@ from ddpm_core.schedules import (
     quadratic,
     scaled_linear,
 )
+from ddpm_core.schedules.discrete import check_T
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -323,6 +324,7 @@ def test_tables_that_fill_the_memory_are_refused():
             make(many)
     with pytest.raises(ValueError, match="T must be at most 1000000, but is 1000001"):
         Discrete(np.append(many, 0.0))
+    check_T(10**6)
 
 
 @pytest.mark.parametrize(
@@ -362,11 +364,14 @@ def test_bad_lengths_are_named(make, T):
         (lambda: zero_terminal_snr(from_betas([0.1])), "one step cannot both keep alpha_1"),
         (lambda: VP(0.0, 20.0), r"beta_min <= beta_max must hold, but they are 0\.0 and 20\.0"),
         (lambda: VP(3.0, 2.0), r"they are 3\.0 and 2\.0"),
+        (lambda: VP(700.5, 700.5), "log alpha_bar at time 1 is -700.5, below -700"),
         (lambda: VP(math.nan, 2.0), r"they are nan and 2\.0"),
         (lambda: VP(0.1, math.inf), r"they are 0\.1 and inf"),
         (lambda: LinearLogSNR(-5.0, 13.3), r"but they are 13\.3 and -5\.0"),
         (lambda: LinearLogSNR(math.inf, 0.0), r"but they are 0\.0 and inf"),
         (lambda: LinearLogSNR(math.nan, 0.0), r"but they are 0\.0 and nan"),
+        (lambda: LinearLogSNR(0.0, -math.inf), r"but they are -inf and 0\.0"),
+        (lambda: LinearLogSNR(1.0, 1.0), r"but they are 1\.0 and 1\.0"),
         (lambda: Flow(0.0), r"shift must be positive and finite, but is 0\.0"),
         (lambda: Flow(math.inf), r"shift must be positive and finite, but is inf"),
         (lambda: Flow(math.nan), r"shift must be positive and finite, but is nan"),
@@ -379,3 +384,9 @@ def test_bad_parameters_are_named(make, message):
     """Parameters that give no schedule are refused with their values."""
     with pytest.raises(ValueError, match=message):
         make()
+
+
+def test_parameters_at_their_borders():
+    """β may be constant, and log ᾱ(1) be -700: log ᾱ(t) = -β t."""
+    level = VP(700.0, 700.0)(np.asarray([0.5, 1.0]))
+    np.testing.assert_allclose(level.alpha, np.exp([-175, -350]), rtol=700 * EPS)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from ddpm_core import VP, cosine, from_betas, linear, zero_terminal_snr
 from ddpm_core.arrays import log_sigmoid
 from ddpm_core.schedules import EDM, Discrete, Flow, LinearLogSNR
+from ddpm_core.schedules.protocol import device_times
 from ddpm_core.testing import strategies
 
 EPS = np.finfo(np.float64).eps
@@ -45,6 +46,7 @@ def test_integer_times_are_the_table(schedule):
 @example(VP(), 1.0)
 @example(VP(), 0.0)
 @example(LinearLogSNR(), 1.0)
+@example(LinearLogSNR(), 0.25)
 @example(Flow(3.0), 1.0)
 @example(Flow(3.0), 0.0)
 @example(EDM(), 1.0)
@@ -119,6 +121,15 @@ def test_log_snrs_outside_are_named(schedule, bad):
         schedule.at(np.asarray([0.0, bad]))
 
 
+@pytest.mark.parametrize("schedule", [VP(), VP(0.1, 1000.0), LinearLogSNR(), EDM()])
+def test_log_snrs_at_the_noisiest_level(schedule):
+    """One that rounding took past the noisiest level has its time; 1e-6 past it is refused."""
+    lowest, noisiest = schedule(schedule.ends[1]).logsnr, schedule.ends[1]
+    assert schedule.at(lowest * (1 + 4 * EPS)).time == noisiest
+    with pytest.raises(ValueError, match="logsnr must lie within"):
+        schedule.at(lowest - 1e-6)
+
+
 def test_log_snr_above_the_cleanest_is_named():
     """`at` above the cleanest level says which value, not merely the first."""
     with pytest.raises(ValueError, match=r"within \[-5\.0, 13\.3\], but is 20\.0"):
@@ -156,6 +167,15 @@ def test_times_in_half_precision(lib, make):
                 assert got.dtype == dtype
                 # One rounding of the cast, and float32's own, relative to log-SNR's size.
                 np.testing.assert_allclose(lib.to_numpy(got), want, rtol=eps, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["float16", "int32", "float64"])
+def test_device_times_for_half_precision(kind):
+    """They are looked up in float32 at least; the level's dtype is the one that was asked for."""
+    xp, times, dtype = device_times(np.asarray([1, 500], kind), np.float16)
+    assert (xp.__name__.split(".")[-1], dtype) == ("numpy", np.float16)
+    assert times.dtype == (np.float64 if kind == "float64" else np.float32)
+    np.testing.assert_array_equal(times, [1, 500])
 
 
 @pytest.mark.parametrize("kind", ["uint8", "int16", "int32", "int64"])
@@ -208,3 +228,14 @@ def test_numbers_of_any_kind_give_python_floats(schedule, kind):
     assert level == schedule(1.0)
     assert all(type(field) is float for field in level)
     assert all(type(field) is float for field in schedule.at(kind(3)))
+
+
+def test_gradients_of_times():
+    """The slope of log ᾱ inside a step, and 0 at integers, also at one without data."""
+    torch = pytest.importorskip("torch")
+    schedule = zero_terminal_snr(linear())
+    times = torch.tensor([0.0, 0.5, 998.5, 999.0, 1000.0], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(schedule(times).alpha.sum(), times)
+    slope = np.diff(log_sigmoid(np.asarray(schedule.logsnr)))[[0, 998]]
+    first, last = schedule(np.asarray([0.5, 998.5])).alpha * slope / 2
+    np.testing.assert_allclose(found, [0, first, last, 0, 0], rtol=1e-9)

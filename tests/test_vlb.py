@@ -331,7 +331,7 @@ def test_mean_term_of_gaussian_data(logsnr, gap, c, m):
 def test_a_fixed_variance_decodes_no_sample_of_a_batch(variance):
     """Levels (B,) of the host with clean data among them need decoder_var, as one level does."""
     schedule = ddpm.linear()
-    x_0 = np.zeros((2, 2))
+    x_0 = np.zeros((2, 1))
     t, s = schedule(np.array([1, 2])), schedule(np.array([0, 1]))
     kernel = ddpm.reverse(lambda x, t: x, variance)
     with pytest.raises(ValueError, match="pass decoder_var"):
