@@ -57,7 +57,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "losses": ("losses", "vlb", "hybrid"),
     "noise": ("noise", "golden"),
     "measurements": ("measurements", "inverse", "given", "arguments"),
-    "oracles": ("oracles", "given", "kernels", "arguments"),
+    "oracles": ("oracles", "given", "arguments"),
     "inverse": ("inverse", "inverse_laws", "arguments"),
     "schedules/protocol": ("schedules", "check_schedule", "times"),
     "schedules/discrete": ("schedules", "times", "check_schedule"),

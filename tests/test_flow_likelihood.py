@@ -179,6 +179,23 @@ def test_rk4_integrates_cubics(a, width, x):
     np.testing.assert_allclose(y, exact, rtol=0, atol=256 * EPS * (1 + np.abs(x).max() + 6**4))
 
 
+def test_rk4_ends_where_it_should():
+    """However the steps round, the last time is the end, and none is beyond it."""
+    seen = []
+    for steps in range(1, 60):
+        seen.clear()
+        rk4(steps)(lambda s, y: seen.append(s) or y, -0.1, 0.2, (np.ones(1),))
+        assert (seen[0], seen[-1], max(seen)) == (-0.1, 0.2, 0.2)
+
+
+def test_dop853_of_several_arrays():
+    """Each array has its own rates and shape."""
+    start = np.ones(()), np.full((2, 1), 2.0), np.arange(3.0)
+    rates = lambda s, y: tuple(k * x for k, x in enumerate(y))
+    for k, (y, x) in enumerate(zip(dop853()(rates, 0.0, 1.0, start), start, strict=True)):
+        np.testing.assert_allclose(y, math.exp(k) * x, rtol=1e-7, strict=True)
+
+
 def signs(D: int) -> np.ndarray:
     """All 2^D vectors of signs."""
     return np.array(np.meshgrid(*[[-1.0, 1.0]] * D)).reshape(D, -1).T
