@@ -59,6 +59,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "measurements": ("measurements", "inverse", "given", "arguments"),
     "oracles": ("oracles", "given", "arguments"),
     "inverse": ("inverse", "inverse_laws", "arguments"),
+    "distances": ("distances", "copying"),
     "schedules/protocol": ("schedules", "check_schedule", "times"),
     "schedules/discrete": ("schedules", "times", "check_schedule"),
     "schedules/continuous": ("schedules", "times", "check_schedule"),

@@ -185,6 +185,7 @@ def test_a_random_walk_is_off_by_less(wanted):
         (lambda: exponent(0.2887), "but is 0.2887"),
         (lambda: exponent(math.nan), "but is nan"),
         (lambda: width(-0.1), "gamma must be at least 0 and finite, but is -0.1"),
+        (lambda: width(math.inf), "gamma must be at least 0 and finite, but is inf"),
         (lambda: power_decay(0, 1.0), "a step must be at least 1, but is 0"),
         (lambda: profile(0, 0.1), "a step must be at least 1, but is 0"),
         (lambda: combine([], (1, 0.1)), "there are no snapshots"),

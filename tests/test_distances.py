@@ -147,6 +147,8 @@ def test_frechet_limit_shuffles():
     assert abs(frechet_limit(x, x[::-1]).value) < 1
     assert frechet_limit(x, x + 1, seed=3) == frechet_limit(x, x + 1, seed=3)
     assert frechet_limit(x, x + 1, seed=3) != frechet_limit(x, x + 1)
+    assert frechet_limit(x, x + 1, seed=0) == frechet_limit(x, x + 1)
+    assert np.isfinite(frechet_limit(x[:4], x[-4:])).all()
 
 
 def k(x, y):

@@ -435,7 +435,8 @@ def bound_of(x_0=GREYS, times=TIMES, u=None, **kw):
 
 
 @pytest.mark.parametrize(
-    ("value", "bins"), [(0.0, 256), (257 / 127.5 - 1, 256), (0.5, 4), (1 / 3 + 0.01, 4)]
+    ("value", "bins"),
+    [(0.0, 256), (257 / 127.5 - 1, 256), (0.5, 4), (1 / 3 + 0.01, 4), (2.0, 3), (-2.0, 3)],
 )
 def test_grey_values(value, bins):
     """NumPy data off its grey values is refused with the value; a density takes anything."""
@@ -465,6 +466,12 @@ def test_u_refused(u, message):
     """u of a wrong shape or range is an error with what it must be."""
     with pytest.raises(ValueError, match=message):
         bound_of(u=u)
+
+
+def test_u_just_below_1():
+    """Where u rounds up to the last edge, the last term is the one before it."""
+    u = np.full((4, 3), np.nextafter(1, 0))
+    assert bound_of(u=u).index[:, -1].tolist() == [4] * 4
 
 
 def test_other_refusals():

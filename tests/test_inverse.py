@@ -304,6 +304,32 @@ def test_interpolate(rng, t, share):
     assert data == pytest.approx(t.alpha * share, rel=16 * EPS)
 
 
+def test_defaults():
+    """Those of the papers, and of the docstrings."""
+    rng = np.random.default_rng(0)
+    measurement, x_t = seen(rng, OPERATORS["matrix"], 0.1), rng.standard_normal((2, *SHAPE))
+    t, s = from_logsnr(-1.0, 1.0), from_logsnr(0.5, 0.0)
+    draw = lambda kernel: kernel(x_t, t, s).reparameterise(x_t)
+    for found, expected in (
+        (
+            inverse.diffpir(MIXTURE, measurement)(x_t, t),
+            inverse.diffpir(MIXTURE, measurement, 1.0)(x_t, t),
+        ),
+        (inverse.mmps(MIXTURE, measurement)(x_t, t), inverse.mmps(MIXTURE, measurement, 5)(x_t, t)),
+        (
+            draw(inverse.ddrm(MIXTURE, measurement)),
+            draw(inverse.ddrm(MIXTURE, measurement, 0.85, 1.0)),
+        ),
+        (draw(inverse.dps(MIXTURE, measurement)), draw(inverse.dps(MIXTURE, measurement, 1.0))),
+        (
+            inverse.walk(ddpm.levels_of(ddpm.linear(), 40)).time,
+            inverse.walk(ddpm.levels_of(ddpm.linear(), 40), 10, 10).time,
+        ),
+    ):
+        np.testing.assert_array_equal(found, expected)
+    inverse.mmps(MIXTURE, measurement, 1)(x_t, t)
+
+
 def test_refusals():
     """What a method cannot take is an error that names another."""
     operator = OPERATORS["matrix"]

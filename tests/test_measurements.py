@@ -107,6 +107,24 @@ def test_values_that_are_rounding_are_none():
     assert (OPERATORS["flat"].singular > 0).sum() == 1
 
 
+@pytest.mark.parametrize("scale", [1e-30, 1.0, 1e30])
+def test_rank_does_not_depend_on_scale(scale):
+    """What is rounding is so beside the largest value; of a matrix of 0 nothing is measured."""
+    for a, rank in ((FLAT, 1), (np.eye(4), 4), (np.zeros((4, 6)), 0)):
+        operator = matrix(scale * a)
+        assert (operator.singular > 0).sum() == rank
+        assert (operator.y_to_basis(np.ones((1, 4))) != 0).sum() == rank
+
+
+def test_data_of_one_number():
+    """A sample may be a number, without axes; a batch has an axis."""
+    operator = mask(np.array(True))
+    np.testing.assert_array_equal(measure(operator, np.ones(3)).y, np.ones(3))
+    for call in (lambda x: measure(operator, x), lambda y: Measurement(operator, y)):
+        with pytest.raises(ValueError, match="shape"):
+            call(np.ones(()))
+
+
 @given(rng=seeds)
 def test_average_pool_is_the_mean_of_blocks(rng):
     x = rng.standard_normal((2, 3, 4, 6))
@@ -114,6 +132,7 @@ def test_average_pool_is_the_mean_of_blocks(rng):
     np.testing.assert_allclose(average_pool((3, 4, 6), 2).forward(x), expected, atol=8 * EPS)
     signal = average_pool((6,), 3).forward(x[:, 0, 0])
     np.testing.assert_allclose(signal, x[:, 0, 0].reshape(2, 2, 3).mean(2), atol=8 * EPS)
+    np.testing.assert_array_equal(average_pool((3, 4, 6), 1).forward(x), x)
 
 
 @given(rng=seeds, width=st.floats(0.3, 4.0))
