@@ -161,6 +161,16 @@ def test_ddrm_is_its_paper(name, rng, pair, eta, eta_b, ratio):
     np.testing.assert_allclose(moved, std * zs, rtol=0, atol=atol + EPS**0.5 / 10)
 
 
+def test_ddrm_at_a_tie():
+    """Where k_s = sqrt(var) / g the measurement counts by eta_b."""
+    rng, s = np.random.default_rng(0), from_logsnr(0.0, 0.0)  # k_s = 1
+    measurement = seen(rng, mask(np.ones(SHAPE, bool)), 1.0)
+    x_t, t = rng.standard_normal((2, *SHAPE)), from_logsnr(-1.0, 1.0)
+    mean = inverse.ddrm(MIXTURE, measurement, 0.5, 0.2)(x_t, t, s).mean
+    expected = 0.8 * MIXTURE(x_t, t) + 0.2 * measurement.y
+    np.testing.assert_allclose(mean / s.alpha, expected, rtol=0, atol=64 * EPS)
+
+
 @operators
 @given(rng=seeds, pair=pairs, eta=st.floats(0, 1), eta_b=st.floats(0, 1), var=variances)
 def test_ddrm_keeps_the_variance_of_q(name, rng, pair, eta, eta_b, var):
@@ -213,6 +223,7 @@ def test_replaced_is_q_where_measured(name, rng, pair):
         (3, 1, 3, [3, 2, 3, 2, 3, 2, 1, 2, 1, 2, 1, 0]),  # and T = 3, U = 3
         (5, 2, 2, [5, 4, 3, 5, 4, 3, 2, 1, 3, 2, 1, 0]),
         (4, 2, 3, [4, 3, 2, 1, 3, 2, 1, 3, 2, 1, 0]),  # the first level is in no whole stretch
+        (5, 3, 2, [5, 4, 3, 2, 1, 4, 3, 2, 1, 0]),
         (3, 10, 10, [3, 2, 1, 0]),
         (3, 1, 1, [3, 2, 1, 0]),
     ],
