@@ -315,6 +315,35 @@ def test_interpolate(rng, t, share):
     assert data == pytest.approx(t.alpha * share, rel=16 * EPS)
 
 
+@pytest.mark.parametrize("on_device", [False, True])
+def test_on_every_library(lib, on_device):
+    """float32 on every array library is float64 on NumPy, at levels of the host and the device."""
+    rng = np.random.default_rng(1)
+    x_t = rng.standard_normal((3, *SHAPE)).astype(np.float32)
+    noisy, exact = (seen(rng, OPERATORS["grey"], var) for var in (0.5, 0.0))
+    kernels = (
+        inverse.ddrm(MIXTURE, noisy),
+        inverse.replaced(ddpm.reverse(MIXTURE), exact),
+        inverse.dps(MIXTURE, noisy),
+    )
+    for method in (
+        lambda x, t, s: inverse.ddnm(MIXTURE, exact)(x, t),
+        lambda x, t, s: inverse.diffpir(MIXTURE, noisy)(x, t),
+        lambda x, t, s: inverse.pigdm(MIXTURE, noisy)(x, t),
+        lambda x, t, s: inverse.mmps(MIXTURE, noisy)(x, t),
+        *(lambda x, t, s, k=k: k(x, t, s).reparameterise(x) for k in kernels),
+    ):
+        levels = [from_logsnr(np.full(3, logsnr), np.zeros(3)) for logsnr in (-1.0, 0.5)]
+        expected = method(x_t.astype(np.float64), *levels)
+        levels = [lib.level(t, lib.xp.float32) for t in levels] if on_device else levels
+        found = method(lib.asarray(x_t), *levels)
+        assert found.dtype == lib.xp.float32
+        assert tuple(found.shape) == x_t.shape
+        if lib.has_values:
+            # On libraries without derivatives they are difference quotients.
+            np.testing.assert_allclose(lib.to_numpy(found), expected, rtol=0, atol=2e-3)
+
+
 def test_defaults():
     """Those of the papers, and of the docstrings."""
     rng = np.random.default_rng(0)
