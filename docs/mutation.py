@@ -58,7 +58,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "noise": ("noise", "golden"),
     "measurements": ("measurements", "inverse", "given", "arguments"),
     "oracles": ("oracles", "given", "arguments"),
-    "inverse": ("inverse", "inverse_laws", "arguments"),
+    "inverse": ("inverse", "arguments"),
     "distances": ("distances", "copying"),
     "schedules/protocol": ("schedules", "check_schedule", "times"),
     "schedules/discrete": ("schedules", "times", "check_schedule"),

@@ -349,6 +349,12 @@ def test_bad_lengths_are_named(make, T):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (
+            lambda: linear(beta_1=0.0),
+            "0 < beta_1 <= beta_T < 1 must hold, but they are 0.0 and 0.02",
+        ),
+        (lambda: linear(beta_T=1.0), "must hold, but they are 0.0001 and 1.0"),
+        (lambda: quadratic(beta_1=0.03), "must hold, but they are 0.03 and 0.02"),
         (lambda: cosine(9, s=-0.1), "s must not be negative, but is -0.1"),
         (lambda: cosine(9, max_beta=-1.0), r"betas\[0\] = -1\.0"),
         (lambda: alphabar_sigmoid(9, start=3.0), r"start < end .* they are 3\.0, 3\.0"),
@@ -390,3 +396,4 @@ def test_parameters_at_their_borders():
     """β may be constant, and log ᾱ(1) be -700: log ᾱ(t) = -β t."""
     level = VP(700.0, 700.0)(np.asarray([0.5, 1.0]))
     np.testing.assert_allclose(level.alpha, np.exp([-175, -350]), rtol=700 * EPS)
+    np.testing.assert_allclose(betas_of(linear(beta_1=0.01, beta_T=0.01)), 0.01, rtol=1e-9)
