@@ -289,6 +289,7 @@ def test_default_decoder_is_the_step_before(variance, bins):
     for times, expected in (
         (range(30, -1, -1), kernels.decoder_variance(schedule)),
         ([30, 9, 4, 0], ddpm.small(schedule(9), schedule(4))),
+        ([30, 9, 0], ddpm.small(schedule(30), schedule(9))),
     ):
         levels = levels_at(list(times), schedule)
         default, passed = (
@@ -349,12 +350,12 @@ def test_learned_range_has_its_own_decoder():
 @given(oracle=oracles, n=st.integers(2, 6))
 def test_clean_data_is_appended(oracle, n):
     """Levels that end with noise are as if clean data followed: L_0 is the step into it."""
+    asked = []
+    kernel = lambda x_t, t, s: asked.append(s) or ddpm.reverse(oracle)(x_t, t, s)
     levels = ddpm.levels_of(schedules.LinearLogSNR(), n)
     longer = Level(*(np.append(a, c) for a, c in zip(levels, CLEAN, strict=True)))
-    ends = [
-        ddpm.elbo(ddpm.reverse(oracle), some, GREYS, noise_of(0.3), bins=None)
-        for some in (levels, longer)
-    ]
+    ends = [ddpm.elbo(kernel, some, GREYS, noise_of(0.3), bins=None) for some in (levels, longer)]
+    assert asked[n] == asked[-1] == CLEAN
     assert ends[0].steps.shape == (4, n)
     for a, b in zip(*ends, strict=True):
         np.testing.assert_array_equal(a, b)
