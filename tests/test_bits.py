@@ -29,6 +29,7 @@ def test_bits_per_dim(nats, dims, bins):
         plain.mean + math.log2((bins - 1) / 2), rel=1e-12, abs=atol
     )
     assert density.error == pytest.approx(plain.error, rel=1e-9)
+    assert ddpm.bits_per_dim(nats[:2], dims).error == pytest.approx(stats.sem(bits[:2]), abs=atol)
     assert math.isnan(ddpm.bits_per_dim(nats[:1], dims).error)
 
 

@@ -194,6 +194,8 @@ def test_dop853_of_several_arrays():
     rates = lambda s, y: tuple(k * x for k, x in enumerate(y))
     for k, (y, x) in enumerate(zip(dop853()(rates, 0.0, 1.0, start), start, strict=True)):
         np.testing.assert_allclose(y, math.exp(k) * x, rtol=1e-7, strict=True)
+    default, same = (solve(rates, 0.0, 1.0, start)[2] for solve in (dop853(), dop853(1e-8, 1e-8)))
+    np.testing.assert_array_equal(default, same)
 
 
 def signs(D: int) -> np.ndarray:
