@@ -6,6 +6,7 @@ import importlib
 import math
 from fractions import Fraction
 
+import array_api_strict
 import numpy as np
 import pytest
 from array_api_compat import array_namespace
@@ -212,3 +213,39 @@ def test_vjp_by_differences_knows_the_size_of_u(seed, size):
     found = pulled(x, size * u, W)[1]
     expected = size * u @ W / np.cosh(x @ W) ** 2 @ W.T
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e4 * EPS ** (2 / 3) * size)
+
+
+def test_fit_of_a_table():
+    """One value, one per sample, or an array that broadcasts to x; a number () of the library."""
+    x = np.ones((2, 3))
+    for table in (np.full((2, 3), 5.0), np.full((1, 3), 5.0), np.full((2, 1), 5.0)):
+        np.testing.assert_array_equal(fit(table, x) * x, 5 * x)
+    np.testing.assert_array_equal(fit(np.full(1, 5.0), x) * x, 5 * x)
+    np.testing.assert_array_equal(fit(np.full(3, 5.0), np.ones(3)), np.full(3, 5.0))
+    xp = array_api_strict
+    assert fit(xp.asarray(5.0), xp.ones((2, 3))).shape == ()
+
+
+def test_functions_of_numbers_at_their_borders():
+    """log 0 is -inf, and a ratio by what is not positive another number."""
+    assert arrays.log(0) == arrays.log(0.0) == -math.inf
+    np.testing.assert_array_equal(arrays.log(np.asarray([1.0, math.e])), [0, 1])
+    np.testing.assert_array_equal(arrays.minimum(np.asarray([1.0, 3.0]), 2.0), [1, 2])
+    found = arrays.ratio(3.0, np.asarray([0.0, 2.0, 0.5, -1.0]), 7.0)
+    np.testing.assert_array_equal(found, [7, 1.5, 6, 7])
+
+
+def test_beside_copies_nothing():
+    """A table that is beside x already is itself."""
+    x, table = np.ones(2, np.float32), np.ones(3, np.float32)
+    assert np.shares_memory(arrays.beside(table, x), table)
+    other = array_api_strict.ones(3)
+    assert arrays.beside(other, x) is other
+
+
+@pytest.mark.parametrize("value", [-0.5, 1.5, math.nan])
+def test_shares_outside_are_named(value):
+    """0 and 1 are shares."""
+    arrays.check_share(eta=0.0, eta_b=1.0)
+    with pytest.raises(ValueError, match=rf"eta must lie within 0 \.\. 1, but is {value}"):
+        arrays.check_share(eta=value)
