@@ -222,13 +222,25 @@ def test_fit_of_a_table():
         np.testing.assert_array_equal(fit(table, x) * x, 5 * x)
     np.testing.assert_array_equal(fit(np.full(1, 5.0), x) * x, 5 * x)
     np.testing.assert_array_equal(fit(np.full(3, 5.0), np.ones(3)), np.full(3, 5.0))
+    np.testing.assert_array_equal(fit(np.full(1, 5.0), np.ones(())), [5])
+    with pytest.raises(ValueError, match=r"of shape \(2,\) does not fit x of shape \(3,\)"):
+        fit(np.ones(2), np.ones(3))
     xp = array_api_strict
     assert fit(xp.asarray(5.0), xp.ones((2, 3))).shape == ()
+
+
+def test_device_of():
+    """The keyword that puts an array beside another; none where arrays have no device."""
+    device = array_api_strict.Device("device1")
+    x = array_api_strict.ones(2, device=device)
+    assert arrays.device_of(array_api_strict, x) == {"device": device}
+    assert arrays.device_of(array_api_strict, object()) == {}
 
 
 def test_functions_of_numbers_at_their_borders():
     """log 0 is -inf, and a ratio by what is not positive another number."""
     assert arrays.log(0) == arrays.log(0.0) == -math.inf
+    assert arrays.log(0.5) == math.log(0.5)
     np.testing.assert_array_equal(arrays.log(np.asarray([1.0, math.e])), [0, 1])
     np.testing.assert_array_equal(arrays.minimum(np.asarray([1.0, 3.0]), 2.0), [1, 2])
     found = arrays.ratio(3.0, np.asarray([0.0, 2.0, 0.5, -1.0]), 7.0)
