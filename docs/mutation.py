@@ -67,7 +67,7 @@ TESTS: dict[str, tuple[str, ...]] = {
     "schedules/drawing": ("drawing", "schedules"),
     "likelihood/ode": ("flow_likelihood",),
     "likelihood/flow": ("flow_likelihood", "arguments"),
-    "likelihood/variational": ("vlb", "elbo", "bits", "variances", "arguments"),
+    "likelihood/variational": ("vlb", "elbo", "bits", "errors", "arguments"),
     "samplers/unrolled": ("unrolled", "laws", "affine_laws", "arguments"),
     "samplers/tables": ("samplers", "solver_tables", "unrolled", "step_log_prob", "arguments"),
     "samplers/run": ("samplers", "execution", "arguments"),
