@@ -451,3 +451,11 @@ def test_oracles_pickle(make):
     again = pickle.loads(pickle.dumps(oracle))
     np.testing.assert_array_equal(again(x, t), oracle(x, t))
     np.testing.assert_array_equal(again.log_prob(x, t), oracle.log_prob(x, t))
+
+
+@pytest.mark.parametrize("make", [diagonal, full, mixture, dataset])
+def test_repr_is_what_was_given(make):
+    """What is computed from it is not shown."""
+    shown = repr(make(np.random.default_rng(0)))
+    assert "variances" not in shown
+    assert "basis" not in shown
