@@ -404,13 +404,14 @@ class Measured(Plain):
         examples = f"test_imports.py::test_doctests[{self.module}]"
         told = [*OPTIONS, *(f"{ROOT}/tests/{file}" for file in (*files, examples))]
         if self.results and self.left():
+            self.results.write_text(json.dumps(self.fates, indent=1))
             pid = os.fork()
             if pid == 0:
                 sys.setprofile(self.see)
                 os._exit(int(pytest.main(told, [self])))
             if os.waitpid(pid, 0)[1]:
                 raise SystemExit(f"the tests of {self.name} could not be run")
-            self.fates = json.loads(self.results.read_text()) if self.results.exists() else {}
+            self.fates = json.loads(self.results.read_text())
 
         def anew(tree: ast.Module) -> int:
             import_changed(self.module, self.path, tree)
