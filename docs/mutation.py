@@ -57,10 +57,10 @@ TESTS: dict[str, tuple[str, ...]] = {
     "losses": ("losses", "vlb", "hybrid"),
     "noise": ("noise", "golden"),
     "measurements": ("measurements", "inverse", "given", "arguments"),
-    "oracles": ("oracles", "given", "arguments"),
+    "oracles": ("oracles", "given", "kernels", "arguments"),
     "inverse": ("inverse", "arguments"),
     "distances": ("distances", "copying"),
-    "schedules/protocol": ("schedules", "check_schedule", "times"),
+    "schedules/protocol": ("schedules", "check_schedule", "times", "arguments"),
     "schedules/discrete": ("schedules", "times", "check_schedule"),
     "schedules/continuous": ("schedules", "times", "check_schedule"),
     "schedules/named": ("schedules", "check_schedule"),
@@ -364,7 +364,7 @@ class Measured(Plain):
             for function in functions:
                 function.__code__ = new[function.__code__]
             seen: list[list[int]] = []
-            for item, after in zip(items, [*items[1:], None], strict=True):
+            for item, after in zip(items, [*items[1:], None], strict=False):
                 self.called = set()
                 if calls or item is items[0]:
                     for cache in caches:

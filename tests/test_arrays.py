@@ -261,3 +261,43 @@ def test_shares_outside_are_named(value):
     arrays.check_share(eta=0.0, eta_b=1.0)
     with pytest.raises(ValueError, match=rf"eta must lie within 0 \.\. 1, but is {value}"):
         arrays.check_share(eta=value)
+
+
+def test_take_is_rows(lib):
+    """Rows of a table at integers of any dtype."""
+    table = np.arange(6, dtype=np.float32).reshape(3, 2)
+    found = arrays.take(lib.xp, lib.asarray(table), lib.asarray(np.asarray([2, 0, 2], np.int32)))
+    assert tuple(found.shape) == (3, 2)
+    if lib.has_values:
+        np.testing.assert_array_equal(lib.to_numpy(found), table[[2, 0, 2]])
+
+
+def test_logit_of_log_is_the_inverse(lib):
+    logit = lib.asarray(np.float32([-3.0, 0.0, 2.0]))
+    found = arrays.logit_of_log(arrays.log_sigmoid(logit))
+    if lib.has_values:
+        np.testing.assert_allclose(lib.to_numpy(found), [-3, 0, 2], rtol=1e-5, atol=1e-6)
+
+
+def test_a_constant_is_itself_without_derivatives():
+    x = np.ones(2)
+    assert arrays.stop_gradient(x) is x
+
+
+@pytest.mark.needs("torch")
+def test_derivatives_of_torch():
+    """Jᵀ u of a J that is not symmetric; a constant has no gradient."""
+    torch = importlib.import_module("torch")
+    a, x = torch.asarray([[1.0, 2.0], [3.0, 4.0]]), torch.ones(1, 2, requires_grad=True)
+    out, pull = vjp(lambda x: x @ a, x.detach())
+    np.testing.assert_array_equal(out, [[4, 6]])
+    np.testing.assert_array_equal(pull(torch.asarray([[1.0, 0.0]])), [[1, 3]])
+    assert not arrays.stop_gradient(x).requires_grad
+
+
+@pytest.mark.parametrize("size", [1.0, 1e6])
+def test_steps_of_differences_are_of_the_size_of_x(size):
+    """x³ has the error h² of a step h = eps^(1/3) (1 + |x|), and rounding no more."""
+    x, u = np.full((1, 2), size), np.asarray([[1.0, -1.0]])
+    _, pull = vjp(lambda x: x**3, x)
+    np.testing.assert_allclose(pull(u), 3 * x**2 * u, rtol=16 * EPS ** (2 / 3))
