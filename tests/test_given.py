@@ -203,3 +203,31 @@ def test_refusals():
         ddpm.MixtureOracle(
             [1.0, 1.0], np.zeros((2, 3)), np.stack([np.eye(3), np.triu(np.ones((3, 3)))])
         )
+
+
+@pytest.mark.parametrize("scale", [1e-9, 1.0, 1e9])
+def test_scales_do_not_matter(scale):
+    """Data and matrices of any size: the coordinate that is seen is y's, the other is untouched."""
+    for a, data in ((1.0, scale), (scale, 1.0), (1 / scale, scale)):
+        oracle = ddpm.GaussianOracle(np.zeros(2), data**2)
+        posterior = oracle.given(Measurement(matrix([[a, 0.0]]), np.full((1, 1), a * data)))
+        np.testing.assert_allclose(posterior.mean, [data, 0], rtol=1e-12)
+        np.testing.assert_allclose(posterior.cov, np.diag([0, data**2]), rtol=1e-12)
+
+
+def test_nothing_seen():
+    """A matrix of 0 says nothing, and 0 is what it measures."""
+    nothing = Measurement(matrix(np.zeros((1, 2))), np.zeros((1, 1)))
+    oracle = ddpm.GaussianOracle([1.0, 2.0], [3.0, 4.0])
+    np.testing.assert_array_equal(oracle.given(nothing).mean, oracle.mean)
+    points = ddpm.DatasetOracle([[0.0, 0.0], [1.0, 2.0]])
+    np.testing.assert_array_equal(points.given(nothing).means, points.means)
+
+
+def test_points_that_are_close():
+    """Two small points are told apart, and a y far from all leaves the nearest."""
+    one = matrix([[1.0]])
+    points = ddpm.DatasetOracle([[1e-6], [1.001e-6]])
+    assert points.given(Measurement(one, np.full((1, 1), 1e-6))).means.tolist() == [[1e-6]]
+    far = points.given(Measurement(one, np.full((1, 1), 1e3), 1e-6))
+    np.testing.assert_allclose(far.weights.sum(), 1)

@@ -459,3 +459,34 @@ def test_repr_is_what_was_given(make):
     shown = repr(make(np.random.default_rng(0)))
     assert "variances" not in shown
     assert "basis" not in shown
+
+
+def test_levels_of_the_device(lib):
+    """At levels (B,) of the device an oracle is what it is at those of the host."""
+    rng = np.random.default_rng(0)
+    x_t = rng.standard_normal((3, 2)).astype(np.float32)
+    t, s = (from_logsnr(np.asarray(logsnr), np.zeros(3)) for logsnr in ([-1, 0, 2], [0, 1, 5.0]))
+    gaussian = ddpm.GaussianOracle([0.3, -1.0], [0.5, 2.0])
+    mixed = ddpm.MixtureOracle([0.3, 0.7], rng.standard_normal((2, 2)), [[0.1, 1.0], [0.5, 0.2]])
+
+    def everything(x, t, s):
+        _, kernel = mixed.reverse_mixture(x, t, s)
+        one = gaussian.reverse(x, t, s)
+        return gaussian(x, t), one.mean, one.var, mixed(x, t), kernel.mean, kernel.var
+
+    there = (lib.level(level, lib.xp.float32) for level in (t, s))
+    for found, expected in zip(
+        everything(lib.asarray(x_t), *there), everything(x_t.astype(np.float64), t, s), strict=True
+    ):
+        assert tuple(found.shape) == expected.shape
+        if lib.has_values:
+            np.testing.assert_allclose(lib.to_numpy(found), expected, rtol=1e-4, atol=1e-5)
+
+
+def test_symmetry_and_variances_at_any_scale():
+    """What is rounding is so beside the largest entry, and nothing else is."""
+    with pytest.raises(ValueError, match="cov must be symmetric"):
+        ddpm.GaussianOracle(np.zeros(2), [[1.0, 0.5], [0.5 + 1e-6, 1.0]])
+    ddpm.GaussianOracle(np.zeros(2), [[1e6, 0.0], [1e-7, 1e6]])
+    tiny = ddpm.GaussianOracle(np.zeros(2), 1e-20 * np.eye(2))
+    np.testing.assert_array_equal(tiny.variances, 1e-20)
