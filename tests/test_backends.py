@@ -15,6 +15,7 @@ from scipy.stats import kstest
 import ddpm_core as ddpm
 from ddpm_core import backends
 from ddpm_core.nn import UNetConfig, initialise
+from ddpm_core.nn.network import FREQUENCIES
 from ddpm_core_numpy import NumPy
 
 
@@ -69,6 +70,20 @@ def test_third_party(register):
     wanted = NumPy(dtype="float64").network(params, config)(x, t)
     np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-12)
     assert on.compile(found.sum) == found.sum
+
+
+def test_what_a_backend_has_by_default():
+    """Σ c x, portable noise in its dtype, frequencies in float64 if that is it, and no checks."""
+    on, x = Mine(dtype="float64"), np.ones((2, 3))
+    assert not on.measure
+    np.testing.assert_array_equal(on.lincomb((2.0, x), (0.5, x)), 2.5 * x)
+    noise = ddpm.portable_noise(3, dtype=np.float64)
+    np.testing.assert_array_equal(on.portable_noise(3)(1, (2, 3)), noise(1, (2, 3)), strict=True)
+    with on.exact_products():
+        assert on.checks() == {}
+    config = UNetConfig(channels=1, out_channels=1, widths=(4,), attention=(), groups=2)
+    net = on.network(initialise(config, np.random.default_rng(0)), config)
+    assert net.packed[FREQUENCIES].dtype == np.float64
 
 
 def test_unknown_name(register):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import ddpm_core as ddpm
-from ddpm_core import levels, losses
+from ddpm_core import kernels, levels, losses
 from ddpm_core.levels import from_logsnr
 from ddpm_core.testing import strategies
 
@@ -130,3 +130,10 @@ def test_clean_data_is_recognised_among_others(lib, variance):
         if lib.has_values or isinstance(var, np.ndarray):
             var = var if isinstance(var, np.ndarray) else lib.to_numpy(var)
             np.testing.assert_allclose(var, wanted, rtol=1e-5)
+
+
+def test_is_clean():
+    """Only one level of the host is known to be clean data."""
+    assert kernels.is_clean(from_logsnr(np.inf, 0.0))
+    assert not kernels.is_clean(from_logsnr(5.0, 0.0))
+    assert not kernels.is_clean(from_logsnr(np.full(2, np.inf), np.zeros(2)))

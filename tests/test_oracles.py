@@ -490,3 +490,25 @@ def test_symmetry_and_variances_at_any_scale():
     ddpm.GaussianOracle(np.zeros(2), [[1e6, 0.0], [1e-7, 1e6]])
     tiny = ddpm.GaussianOracle(np.zeros(2), 1e-20 * np.eye(2))
     np.testing.assert_array_equal(tiny.variances, 1e-20)
+
+
+@pytest.mark.parametrize("D", [(4,), (2, 2)])
+def test_error_is_the_conditional_variance(D):
+    """C - α² C V⁻¹ C of independent coordinates or along the basis, at one level or at several."""
+    rng = np.random.default_rng(0)
+    c, t = rng.uniform(0.1, 2, D), from_logsnr(np.asarray([-1.0, 0.5, 3.0]), np.zeros(3))
+    root = rng.standard_normal((4, 4))
+    for oracle in (
+        ddpm.GaussianOracle(np.zeros(D), c),
+        ddpm.GaussianOracle(np.zeros(D), root @ root.T),
+    ):
+        C = np.diag(c.reshape(-1)) if oracle.basis is None else root @ root.T
+        basis = np.eye(4) if oracle.basis is None else oracle.basis
+        shape = D if oracle.basis is None else (4,)
+        every = oracle.error(t)
+        for i in range(3):
+            alpha, sigma = t.alpha[i], t.sigma[i]
+            left = C - alpha**2 * C @ np.linalg.inv(alpha**2 * C + sigma**2 * np.eye(4)) @ C
+            wanted = np.diag(basis.T @ left @ basis).reshape(shape)
+            for found in (oracle.error(t.take(i)), every[i]):
+                np.testing.assert_allclose(found, wanted, rtol=1e-9, atol=1e-12, strict=True)
