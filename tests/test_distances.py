@@ -170,6 +170,24 @@ def test_kernel_distance_is_the_double_sum(seed, D, n, m):
     assert kernel_distance(a, b).value == pytest.approx(expected, abs=256 * EPS * size)
 
 
+@pytest.mark.parametrize("apart", [0.0, 2.0])
+def test_error_of_kernel_distance_is_its_formula(apart):
+    """Of equal distributions it is q, and of others the larger part: pair by pair."""
+    rng = np.random.default_rng(0)
+    a, b = rng.standard_normal((7, 3)), rng.standard_normal((5, 3)) + apart
+    n, m = len(a), len(b)
+    among_a, among_b, between = (
+        np.array([[k(x, y) for y in t] for x in s]) for s, t in ((a, a), (b, b), (a, b))
+    )
+    w = (among_a.sum(axis=1) - np.diag(among_a)) / (n - 1) - between.mean(axis=1)
+    u = (among_b.sum(axis=1) - np.diag(among_b)) / (m - 1) - between.mean(axis=0)
+    centred = between - between.mean(axis=1)[:, None] - between.mean(axis=0) + between.mean()
+    q = 2 * (centred**2).sum() / ((n - 1) * (m - 1)) * (1 / n + 1 / m) ** 2
+    var = 4 * w.var(ddof=1) / n + 4 * u.var(ddof=1) / m - q
+    assert (var > q) == (apart > 0)
+    assert kernel_distance(a, b).error ** 2 == pytest.approx(max(var, q), rel=1e-9)
+
+
 def test_kernel_distance_is_unbiased():
     """Its mean is 0 between equal distributions, and else E k + E k - 2 E k of the moments."""
     near, far = drawn(kernel_distance, alike), drawn(kernel_distance, shifted)

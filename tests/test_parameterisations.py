@@ -15,6 +15,7 @@ from ddpm_core import (
     eps,
     flow,
     linear,
+    parameterisations,
     q_posterior,
     q_sample,
     score,
@@ -214,3 +215,11 @@ def test_clipping(t, seed):
     noise = to_eps(once, x_t, t, x0)
     atol = 16 * EPS * (1 + 1 / t.sigma) * np.abs(x_t).max()
     np.testing.assert_allclose(q_sample(once, noise, t), x_t, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("name", parameterisations.TARGETS)
+def test_named(name):
+    """Each target by its name, and mu as the one of the schedule."""
+    schedule, t = linear(), linear()(700)
+    wanted = mu(schedule) if name == "mu" else getattr(parameterisations, name)
+    assert parameterisations.named(name, schedule)(t) == wanted(t)
