@@ -2,7 +2,7 @@
 
 Each mutant is one change of one module: a comparison, an operator, a number, a condition, a slice,
 a return, a default. It is killed if a test fails, or takes far too long. What became of each is kept
-in build/mutants; survivors that are the same function are explained in mutation.toml. Without
+in build/mutants; survivors are explained in mutation.toml. Without
 modules, those of the whole core are run, and mutation.md is written.
 
 A mutant of a function first runs in a fork of a process that has collected the module's tests,
@@ -444,7 +444,7 @@ def core() -> list[str]:
 
 
 def told() -> dict[str, dict[str, str]]:
-    """By module and mutant, why it is the same function."""
+    """By module and mutant, why it is no defect, or who notices it."""
     return tomllib.loads((ROOT / "docs" / "mutation.toml").read_text())
 
 
@@ -473,20 +473,20 @@ def page() -> str:
             why = module.reasons.get(m.key, "**open**: no test tells them apart yet")
             survivors.append((f"`{module.name}:{m.line}`", change, why))
     rows.append(("all", *map(str, total), _share(*total)))
-    columns = ("module", "mutants", "killed", "equivalent", "killed of the others")
+    columns = ("module", "mutants", "killed", "explained", "killed of the others")
     return "\n".join(
         [
             HEAD,
             _table(columns, rows),
             f"Not run yet: {', '.join(missing)}.\n" if missing else "",
             "## Survivors\n",
-            _table(("where", "change", "why it is the same function"), survivors),
+            _table(("where", "change", "why it is no defect, or who notices it"), survivors),
         ]
     )
 
 
-def _share(count: int, killed: int, equivalent: int) -> str:
-    return f"{100 * killed / max(count - equivalent, 1):.1f} %"
+def _share(count: int, killed: int, explained: int) -> str:
+    return f"{100 * killed / max(count - explained, 1):.1f} %"
 
 
 def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
@@ -498,8 +498,8 @@ HEAD = """# Defects that the tests notice
 
 `python docs/mutation.py` makes one small defect in a module of the core, runs the tests of that module, and does so again for every defect
 of these kinds: another comparison or operator, a number or a default plus 1, a condition turned round, one end of a slice left out, a
-function that returns nothing. A defect that no test notices is a survivor: a test is missing, or the function is the same, and
-`docs/mutation.toml` says why.
+function that returns nothing. A defect that these tests do not notice is a survivor, which `docs/mutation.toml` explains: nearly always the function is
+the same; in a few places other tests notice it, of lanes or of solvers that take longer.
 
 The tests run as `pytest --quick --lanes=numpy,strict` runs them, with the doctests of the module; `TESTS` in the script lists those of each.
 `python docs/mutation.py levels process` runs two modules, `--line 40` the mutants of one line. What became of each mutant is kept in
